@@ -15,6 +15,7 @@ if sys.version_info < (3, 8):
              % (sys.version_info[0], sys.version_info[1], sys.executable))
 
 import errno
+import itertools
 import os
 import time
 from collections import namedtuple
@@ -28,7 +29,7 @@ REPO_ROOT = os.path.dirname(os.path.realpath(__file__))
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8787
 
-FOREGROUND, DETACHED = "foreground", "detached"
+FOREGROUND, DETACHED, LEAVE, REFUSE = "foreground", "detached", "leave alone", "refuse"
 YES = ("1", "true", "yes", "on")
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}    # wildcard: the address to reach it at
 SETTINGS = ("HOST", "PORT", "STATE_DIR", "PYTHON", "AGENT_DIR", "FOREGROUND",
@@ -38,6 +39,7 @@ LOG_LIMIT = 10 * 1024 * 1024    # bytes after which a log is set aside at the ne
 ANSWER_LIMIT = 64 * 1024        # bytes of a health answer that are read
 PROBE_LIMIT = 5.0               # seconds that one health probe may take
 SLICE = 0.1                     # seconds that a wait may last without looking up
+ENTRY_LIMIT = 128 * 1024 - 2    # bytes of one variable without = and NUL, see execve(2)
 TAIL = 20                       # lines of a log shown where no number is asked for
 
 MARKERS = (                     # variable, the supervisor that sets it
@@ -50,7 +52,7 @@ SUPERVISOR_VARIABLES = frozenset(
     " SUPERVISOR_SERVER_URL HONCHO_PROCESS_NAME RC_SVCNAME MONIT_SERVICE NODE_CHANNEL_FD"
     " pm_id pm_pid_path".split())
 SHELLS = frozenset("sh bash dash ash zsh ksh mksh fish busybox".split())
-TRANSPARENT = SHELLS | frozenset("runuser su sudo doas timeout flock".split())
+WRAPPERS = frozenset("runuser su sudo doas timeout flock".split())
 CONTAINER_INITS = frozenset(
     "tini dumb-init docker-init catatonit podman-init s6-svscan".split())
 PARENTS = {                     # name of the parent process: the supervisor that it belongs to
@@ -77,8 +79,8 @@ Modes: where a supervisor provably tracks this process, it becomes the server (o
 keeps its pid. Elsewhere the server is detached, and the prompt comes back once it has answered
 its health check. --print-plan says which, and why.
 
-Settings, first one wins: command line, environment, .env, bootstrap.cfg, built-in. The names
-behind the prefix (HERMES_WEBUI_ unless bootstrap.cfg names another): HOST PORT PYTHON STATE_DIR
+Settings, first one wins: command line, environment, .env, bootstrap.cfg, built-in. Their names:
+HERMES_WEBUI_HOST (bootstrap.cfg may name another prefix), and likewise PORT PYTHON STATE_DIR
 AGENT_DIR FOREGROUND SERVER_CWD DISABLE_LOCAL_VENV NO_SUPERVISE; DOTENV_OVERRIDE=1 lets .env win.
 
 Exit codes:
@@ -164,21 +166,21 @@ Complaint = data("Complaint", "line why", "A bad line of a .env file; never quot
 Process = data("Process", "pid ppid sid start state name", """One row of the process table.
 
 start: clock ticks since boot (str, proc(5)); from ps(1) its lstart.""")
-Facts = data("Facts", "pid parent chain at_init exec_pid journal marker terminal leader", """\
+Facts = data("Facts", "pid parent chain at_init watcher exec_pid journal marker terminal leader", """\
 What was observed about this process, once.
 
 parent: pid, 0 where nothing is to be concluded from it; chain: the Process of each ancestor,
 nearest first; at_init: True where the chain reaches pid 1, False where it ends at ppid 0 without
-(docker exec), None if unknown; exec_pid: SYSTEMD_EXEC_PID as int, or None; journal: whether
+(docker exec), None if unknown; watcher: name of the nearest ancestor that does not only wait for
+its command, "" without one; exec_pid: SYSTEMD_EXEC_PID as int, or None; journal: whether
 JOURNAL_STREAM is our output; marker: name of a supervisor's variable, or None; terminal: on
 stdin and stdout; leader: whether we lead our process group.""")
 Verdict = data("Verdict", "mode why supervisor hearsay",
                "A mode, its evidence, who tracks us (or None), the variable not believed.")
-Become = data("Become", "why", "Plan: replace this process by the server.")
-Detach = data("Detach", "why", "Plan: spawn the server and prove it healthy.")
-Leave = data("Leave", "why record", "Plan: start nothing, the recorded instance runs.")
-Refuse = data("Refuse", "why error", "Plan: start nothing, raise the LaunchError.")
-PLAN_NAMES = {Become: FOREGROUND, Detach: DETACHED, Leave: "leave alone", Refuse: "refuse"}
+Plan = data("Plan", "mode why record error", """\
+What a start does: FOREGROUND, DETACHED, LEAVE or REFUSE.
+
+record: of the running instance that is left alone; error: the LaunchError that refuses.""")
 
 OWN = App(
     name="Hermes Web UI", command="{python} {root}/server.py", host=DEFAULT_HOST,
@@ -261,21 +263,17 @@ def checked_command(text):
     return text if words else None
 
 
-def is_line(text):
-    return text.isprintable()
-
-
 NUMBER = (lambda text: int(text) if text.isascii() and text.isdigit() else None,
           lambda value: 1 <= value <= 65535, "a number from 1 to 65535")
 SECONDS = (float, lambda value: 0 < value < 1e6, "a number of seconds above 0")
-LINE = (str, is_line, "one line of printable text")
+LINE = (str, str.isprintable, "one line of printable text")
 CONFIG_KEYS = {                 # key: how it is read, when it is good, what is wanted
-    "name": (str, lambda text: is_line(text) and text.strip("./") == text != "" and
-             "/" not in text, "a name without a slash"),
-    "command": (checked_command, is_line, "a command; it may hold {python} {host} {port} {root}"),
+    "name": (str, lambda text: text.isprintable() and text.strip(".") and "/" not in text,
+             "a name without a slash"),
+    "command": (checked_command, str.isprintable, "a command of {python} {host} {port} {root}"),
     "host": LINE, "port": NUMBER,
-    "health": (str, lambda text: text == "tcp" or text[:1] == "/" and is_line(text) and
-               " " not in text, "a path that starts with /, or tcp"),
+    "health": (str, lambda text: text == "tcp" or text[:1] == "/" and text.isprintable() and
+               text.isascii() and " " not in text, "a path that starts with /, or tcp"),
     "env_prefix": (str, lambda text: text.isascii() and text.isidentifier() and
                    text[-1] == "_", "letters, digits and _, with a _ at its end"),
     "state_dir": LINE, "install": LINE, "requires_python": LINE,
@@ -283,6 +281,9 @@ CONFIG_KEYS = {                 # key: how it is read, when it is good, what is 
     "companion": LINE, "companion_marker": LINE, "companion_command": LINE}
 
 # -- .env --------------------------------------------------------------------------------------
+
+
+QUOTED = {"'": r"[^']*'", '"': r'[^"\\]*(?:\\.[^"\\]*)*"'}
 
 
 def parse_dotenv(text):
@@ -323,8 +324,11 @@ def parse_assignment(text, start, end, unclosed):
     value = rest.strip()
     if value[:1] in ("'", '"'):
         value, end = parse_quoted(text, end - len(rest.lstrip()), unclosed, name)
-    elif "#" in value:
-        value = strip_comment(rest)
+    else:
+        mark = rest.find("#")
+        while mark >= 0 and not rest[mark - 1:mark].isspace():
+            mark = rest.find("#", mark + 1)
+        value = value if mark < 0 else rest[:mark].strip()
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -339,11 +343,13 @@ def parse_quoted(text, opening, unclosed, name):
 
     unclosed: the quotes that no later one closes; it keeps the parser linear.
     """
+    import re
     quote = text[opening]
-    closing = -1 if quote in unclosed else find_closing(text, quote, opening + 1)
-    if closing < 0:
+    rest = None if quote in unclosed else re.compile(QUOTED[quote], re.S).match(text, opening + 1)
+    if not rest:
         unclosed.add(quote)
         raise ValueError("%s has a quote that is never closed" % name)
+    closing = rest.end() - 1
     end = text.find("\n", closing)
     end = len(text) if end < 0 else end
     if text[closing + 1:end].strip()[:1] not in ("", "#"):
@@ -355,27 +361,6 @@ def parse_quoted(text, opening, unclosed, name):
             pieces = [piece.replace(escape, character) for piece in pieces]
         value = "\\".join(pieces)
     return value, end
-
-
-def find_closing(text, quote, start):
-    """Index of the next quote, for a double one of the next that no backslash escapes, or -1."""
-    closing = text.find(quote, start)
-    while closing >= 0 and quote == '"':
-        before = closing
-        while before > start and text[before - 1] == "\\":
-            before -= 1
-        if (closing - before) % 2 == 0:
-            break
-        closing = text.find(quote, closing + 1)
-    return closing
-
-
-def strip_comment(rest):
-    """An unquoted value without the comment that follows white space."""
-    mark = rest.find("#")
-    while mark >= 0 and not rest[mark - 1:mark].isspace():
-        mark = rest.find("#", mark + 1)
-    return (rest if mark < 0 else rest[:mark]).strip()
 
 
 def read_dotenv(path):
@@ -408,7 +393,10 @@ def settle(app, options):
     additions = {}
     for name, entry in dotenv.items():
         outside = os.environ.get(name)
-        if outside is None or file_wins or name in ours and not outside.strip():
+        if len(name) + len(entry.value.encode()) > ENTRY_LIMIT:
+            notes.append(".env:%d: %s is longer than any program can be given" % (
+                entry.line, name))
+        elif outside is None or file_wins or name in ours and not outside.strip():
             additions[name] = entry.value
         elif name in ours and entry.value.strip() not in ("", outside.strip()):
             notes.append(".env:%d: %s is set otherwise in the environment, which wins"
@@ -476,11 +464,13 @@ def observe():
     """
     marker = _detect_supervisor()
     if __name__ != "__main__":
-        return Facts(os.getpid(), 0, (), None, None, False, marker, False, False)
+        return Facts(os.getpid(), 0, (), None, "", None, False, marker, False, False)
     chain, at_init = read_ancestors(os.getppid())
+    watcher = next((process for process in chain if not waits(process)), None)
     exec_pid = os.environ.get("SYSTEMD_EXEC_PID", "")
     return Facts(
         pid=os.getpid(), parent=os.getppid(), chain=chain, at_init=at_init,
+        watcher=watcher.name if watcher else "",
         exec_pid=int(exec_pid) if exec_pid.isascii() and exec_pid.isdigit() else None,
         journal=os.environ.get("JOURNAL_STREAM") in (stream_name(1), stream_name(2)),
         marker=marker, terminal=os.isatty(0) and os.isatty(1),
@@ -576,77 +566,73 @@ def _detect_supervisor():
     return None
 
 
-def visible_parent(chain):
-    """The nearest ancestor that is no shell and no wrapper such as sudo; None without one."""
-    return next((process for process in chain if process.name not in TRANSPARENT), None)
+def waits(process):
+    """Whether a process only waits for its command: a shell, or a wrapper such as sudo."""
+    return process.name in SHELLS or process.name in WRAPPERS
 
 
-def judge_container(facts):
-    if facts.pid == 1:
-        return Verdict(FOREGROUND, "this is pid 1", "the container engine", None)
-    if facts.at_init is False:
-        return Verdict(DETACHED, "entered this container from outside", None, None)
-    if not facts.at_init or facts.terminal:
-        return None
-    *between, init = facts.chain
-    if init.name in SHELLS | CONTAINER_INITS and not visible_parent(between):
-        return Verdict(FOREGROUND, "pid 1 (%s) waits for this process" % init.name,
-                       "the container engine", None)
-    return None
+def is_exec_pid_above(facts):
+    """Whether SYSTEMD_EXEC_PID is an ancestor that, like all between, only waits for us.
+
+    A shell with job control at a terminal is a person's, even as a unit's main process.
+    """
+    above = itertools.takewhile(waits, facts.chain)
+    return any(process.pid == facts.exec_pid for process in above) and not (
+        facts.terminal and facts.leader)
 
 
-def judge_parent(facts):
-    parent = visible_parent(facts.chain)
-    if parent and parent.name in PARENTS:
-        return Verdict(FOREGROUND, "child of %s" % parent.name, PARENTS[parent.name], None)
-    if parent and parent.name == "monit":
-        return Verdict(DETACHED, "child of monit, which wants a daemon", None, None)
-    return None
+def is_init_waiting(facts):
+    """Whether pid 1 is a shell or a container's init, and only waits for us, without a terminal."""
+    init = facts.chain[-1:] if facts.at_init and not facts.terminal else ()
+    return any(process.name in SHELLS | CONTAINER_INITS for process in init) and all(
+        map(waits, facts.chain[:-1]))
 
 
-def judge_exec_pid(facts):
-    if facts.exec_pid is None:
-        return None
-    if facts.exec_pid == facts.pid:
-        return Verdict(FOREGROUND, "SYSTEMD_EXEC_PID is this process", "systemd", None)
-    for process in facts.chain:
-        if process.name not in TRANSPARENT:
-            break
-        # A shell with job control at a terminal is a person's, even as a unit's main process.
-        if process.pid == facts.exec_pid and not (facts.terminal and facts.leader):
-            return Verdict(FOREGROUND, "SYSTEMD_EXEC_PID is the %s that waits for this process"
-                           % process.name, "systemd", None)
-    return Verdict(DETACHED, "it belongs to another process", None, "SYSTEMD_EXEC_PID")
-
-
-def judge_marker(facts):
-    if facts.journal:
-        return Verdict(FOREGROUND, "JOURNAL_STREAM is this process's output", "systemd", None)
-    if not facts.marker:
-        return Verdict(DETACHED, "nothing supervises this process", None, None)
-    if facts.terminal:
-        return Verdict(DETACHED, "a person sits at this terminal", None, facts.marker)
+ENGINE = "the container engine"
+EVIDENCE = (    # what holds, the mode, why, who tracks us, the variable that is not believed
+    (lambda facts: facts.pid == 1, FOREGROUND, "this is pid 1", ENGINE, None),
+    (is_init_waiting, FOREGROUND, "pid 1 waits for this process", ENGINE, None),
+    (lambda facts: facts.at_init is False,
+     DETACHED, "it entered this container from outside", None, None),
+    (lambda facts: facts.watcher in PARENTS,
+     FOREGROUND, "child of {watcher}", "{supervisor}", None),
+    (lambda facts: facts.watcher == "monit",
+     DETACHED, "child of monit, which wants a daemon", None, None),
+    (lambda facts: facts.exec_pid == facts.pid,
+     FOREGROUND, "SYSTEMD_EXEC_PID is this process", "systemd", None),
+    (is_exec_pid_above,
+     FOREGROUND, "SYSTEMD_EXEC_PID is the process that waits for this one", "systemd", None),
+    (lambda facts: facts.exec_pid is not None,
+     DETACHED, "it belongs to another process", None, "SYSTEMD_EXEC_PID"),
+    (lambda facts: facts.journal,
+     FOREGROUND, "JOURNAL_STREAM is this process's output", "systemd", None),
+    (lambda facts: facts.marker and facts.terminal,
+     DETACHED, "a person sits at this terminal", None, "{marker}"),
     # launchd is pid 1 and nothing else proves it; elsewhere a marker alone proves nobody.
-    supervisor = dict(MARKERS).get(facts.marker) if facts.parent == 1 else None
-    return Verdict(FOREGROUND, "%s is set" % facts.marker, supervisor, None)
-
-
-EVIDENCE = (judge_container, judge_parent, judge_exec_pid, judge_marker)
+    (lambda facts: facts.marker and facts.parent == 1,
+     FOREGROUND, "{marker} is set", "{setter}", None),
+    (lambda facts: facts.marker, FOREGROUND, "{marker} is set", None, None),
+    (lambda facts: True, DETACHED, "nothing supervises this process", None, None))
 
 
 def judge(facts):
-    """The Verdict of the first piece of evidence that says something."""
-    return next(filter(None, (rule(facts) for rule in EVIDENCE)))
+    """The Verdict of the first row of EVIDENCE that holds."""
+    row = next(row for row in EVIDENCE if row[0](facts))
+    names = {"watcher": facts.watcher, "supervisor": PARENTS.get(facts.watcher),
+             "marker": facts.marker, "setter": dict(MARKERS).get(facts.marker)}
+    return Verdict(row[1], *(text and text.format(**names) for text in row[2:]))
 
 
-def tracking_fields(supervisor, chain):
+def tracking_fields(supervisor, facts=None):
     """What the record keeps of who tracks us: its name, its stop and its restart command."""
-    unit = systemd_unit()
+    cgroups = (line.rpartition(":")[2] for line in read_text("/proc/self/cgroup").splitlines())
+    unit = next((path for path in cgroups if path.endswith(".service")), "")    # cgroups(7)
     fields = dict(os.environ, uid=os.getuid(), unit=os.path.basename(unit) or "UNIT",
                   user="--user " if "/user@" in unit else "")
     try:
-        fields["folder"] = os.readlink("/proc/%d/cwd" % visible_parent(chain).pid)
-    except (OSError, AttributeError):
+        watcher = next(process for process in facts.chain if process.name == facts.watcher)
+        fields["folder"] = os.readlink("/proc/%d/cwd" % watcher.pid)
+    except (OSError, StopIteration, AttributeError):
         fields["folder"] = "SERVICE_FOLDER"
     stop, restart = SUPERVISORS.get(supervisor, ("", ""))
     return {"supervisor": supervisor or "", "stop_command": fill(stop, fields),
@@ -661,10 +647,6 @@ def fill(template, fields):
         return fill(template, dict(fields, **{error.args[0]: error.args[0]}))
 
 
-def systemd_unit():
-    """Path of the unit that this process runs in, by its cgroup, or "" (cgroups(7))."""
-    paths = (line.rpartition(":")[2] for line in read_text("/proc/self/cgroup").splitlines())
-    return next((path for path in paths if path.endswith(".service")), "")
 
 # -- interpreter and dependencies --------------------------------------------------------------
 
@@ -756,23 +738,14 @@ def python_candidates(agent_dir):
     for name in ("venv", ".venv") if agent_dir else ():
         yield os.path.join(agent_dir, name, "bin", "python"), "the companion's " + name
     if not is_yes(setting_now("DISABLE_LOCAL_VENV")):
-        yield local_python(), "this repository's .venv"
+        yield local_path("bin", "python"), "this repository's .venv"
     yield sys.executable, "the Python that runs bootstrap.py"
     for name in ["python3.%d" % minor for minor in range(13, 7, -1)] + ["python3"]:
         yield find_program(name), "%s on PATH" % name
 
 
-def local_python():
-    return os.path.join(REPO_ROOT, ".venv", "bin", "python")
-
-
-def install_arguments():
-    """The installer's arguments (list of str) for this repository; empty: nothing to install."""
-    if not APP.install:
-        found = os.path.isfile(os.path.join(REPO_ROOT, "requirements.txt"))
-        return ["-r", "requirements.txt"] if found else []
-    import shlex
-    return shlex.split(APP.install)
+def local_path(*names):
+    return os.path.join(REPO_ROOT, ".venv", *names)
 
 
 def ensure_python_has_webui_deps(python):
@@ -780,13 +753,14 @@ def ensure_python_has_webui_deps(python):
 
     Raises LaunchError (1, 78, 126, 127) where they cannot be had.
     """
-    arguments = install_arguments()
+    arguments = APP.install.split()
+    if not arguments and os.path.isfile(os.path.join(REPO_ROOT, "requirements.txt")):
+        arguments = ["-r", "requirements.txt"]
     if not arguments:
         return python
     check_executable(python)
-    stamp = install_stamp(arguments)
-    if python == local_python():
-        return python if has_stamp(stamp) else make_environment(sys.executable, arguments, stamp)
+    if python == local_path("bin", "python"):
+        return make_environment(sys.executable, arguments)
     if not lacks_dependencies(python, arguments):
         return python
     if setting_now("PYTHON"):
@@ -797,22 +771,7 @@ def ensure_python_has_webui_deps(python):
             Exit.CONFIG, "%s lacks dependencies, and %s forbids a .venv"
             % (python, APP.env("DISABLE_LOCAL_VENV")),
             "set %s to an interpreter that has them" % APP.env("PYTHON"))
-    return make_environment(python, arguments, stamp)
-
-
-def install_stamp(arguments):
-    """What an environment is made from: the arguments and the files they name, hashed."""
-    import hashlib
-    texts = [word + "\0" + read_text(os.path.join(REPO_ROOT, word)) for word in arguments]
-    return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()
-
-
-def stamp_path():
-    return os.path.join(REPO_ROOT, ".venv", "bootstrap-stamp")
-
-
-def has_stamp(stamp):
-    return read_text(stamp_path()) == stamp and is_program(local_python())
+    return make_environment(python, arguments)
 
 
 def lacks_dependencies(python, arguments):
@@ -829,32 +788,41 @@ def lacks_dependencies(python, arguments):
         return True
 
 
-def make_environment(python, arguments, stamp):
-    """Make .venv, or bring it up to date, once at a time; returns its interpreter (str)."""
-    folder = os.path.dirname(stamp_path())
-    lock = take_lock(folder + ".lock", 600.0, "an installation into .venv")
+def make_environment(base, arguments):
+    """Make .venv from the interpreter base, or bring it up to date; returns its interpreter.
+
+    Its stamp is a hash of what it was made from: the arguments and the files they name.
+    """
+    import hashlib
+    texts = [word + "\0" + read_text(os.path.join(REPO_ROOT, word)) for word in arguments]
+    stamp = hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()
+    python, kept = local_path("bin", "python"), local_path("bootstrap-stamp")
+    if read_text(kept) == stamp and is_program(python):
+        return python
+    lock = take_lock(local_path() + ".lock", 600.0, "an installation into .venv")
     try:
-        if not has_stamp(stamp):
-            say("installing dependencies into %s" % folder)
-            uv = find_program("uv")
-            if not is_program(local_python()):
-                run_installer(([uv, "venv", "--python", python] if uv else
-                               [python, "-m", "venv", "--clear"]) + [folder])
-            run_installer(([uv, "pip", "install", "--python", local_python()] if uv else
-                           [local_python(), "-m", "pip", "install"]) + arguments)
-            write_file(stamp_path(), stamp)
+        if read_text(kept) != stamp or not is_program(python):
+            install_into(python, base, arguments)
+            write_file(kept, stamp)
     finally:
         os.close(lock)
-    return local_python()
+    return python
 
 
-def run_installer(command):
-    """Run one installer, its output on stderr; LaunchError (1) where it fails."""
+def install_into(python, base, arguments):
+    """Run the installers, their output on stderr; LaunchError (1) where one fails."""
     import subprocess
-    code = subprocess.run(command, cwd=REPO_ROOT, stdin=subprocess.DEVNULL, stdout=2).returncode
-    if code:
-        raise LaunchError(Exit.FAILED, "%s ended with exit status %d" % (" ".join(command), code),
-                          "see the lines above; a venv without pip: apt install python3-venv")
+    say("installing dependencies into %s" % local_path())
+    uv = find_program("uv")
+    make = [uv, "venv", "--python", base] if uv else [base, "-m", "venv", "--clear"]
+    fill_it = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]
+    for command in ([] if is_program(python) else [make + [local_path()]]) + [fill_it + arguments]:
+        code = subprocess.run(command, cwd=REPO_ROOT, stdin=subprocess.DEVNULL,
+                              stdout=2).returncode
+        if code:
+            raise LaunchError(
+                Exit.FAILED, "%s ended with exit status %d" % (" ".join(command), code),
+                "see the lines above; a venv without pip: apt install python3-venv")
 
 
 def check_executable(path):
@@ -921,15 +889,15 @@ def plan_start(verdict, running, port_error):
     running: the record (dict) of the living instance, or None; port_error: LaunchError or None.
     """
     if running and verdict.mode == DETACHED:
-        return Leave("the instance runs already, pid %d" % running["pid"], running)
+        return Plan(LEAVE, "the instance runs already, pid %d" % running["pid"], running, None)
     if running:
         port_error = LaunchError(
             Exit.TAKEN, "the instance runs already, pid %d, at %s"
             % (running["pid"], running["url"]), running["stop_command"] or
             "end it with --stop, or let --replace end it")
     if port_error:
-        return Refuse(port_error.problem, port_error)
-    return Become(verdict.why) if verdict.mode == FOREGROUND else Detach(verdict.why)
+        return Plan(REFUSE, port_error.problem, None, port_error)
+    return Plan(verdict.mode, verdict.why, None, None)
 
 
 # -- effects: output and files -----------------------------------------------------------------
@@ -1024,7 +992,8 @@ def take_lock(path, patience, what):
         time.sleep(0.01)
 
 
-RECORD_NUMBERS = ("pid", "session", "parent", "port", "from_byte")
+RECORD_KEYS = frozenset("pid start boot session parent token url log from_byte launched mode"
+                        " supervisor stop_command restart_command".split())
 
 
 def make_record(launch, pid, **fields):
@@ -1032,27 +1001,23 @@ def make_record(launch, pid, **fields):
     process = read_process(pid)
     is_ours = process and os.getpid() in (pid, process.ppid)
     return dict(fields, pid=pid, start=process.start if is_ours else "", boot=boot_id(),
-                launched="%.0f" % time.time(), url=server_url(launch), port=launch.port,
+                launched=time.time(), url=server_url(launch), port=launch.port,
                 root=REPO_ROOT, version=__version__)
 
 
 def write_record(launch, record):
-    """Keep the record as lines of name=value, escaped to ASCII; json is too slow to import."""
-    write_file(launch.path("record"), "".join(
-        "%s=%s\n" % (name, str(value).encode("unicode_escape").decode("ascii"))
-        for name, value in sorted(record.items())))
+    import json
+    write_file(launch.path("record"), json.dumps(record, indent=1, sort_keys=True))
 
 
 def read_record(launch):
     """The record of the instance, or None where there is none that can be read."""
-    pairs = (line.partition("=") for line in read_text(launch.path("record")).splitlines())
+    import json
     try:
-        record = {name: value.encode("ascii").decode("unicode_escape")
-                  for name, _, value in pairs}
-        record.update((name, int(record[name])) for name in RECORD_NUMBERS)
-    except (KeyError, ValueError):
+        record = json.loads(read_text(launch.path("record")))
+        return record if record.keys() >= RECORD_KEYS else None
+    except (ValueError, AttributeError):
         return None
-    return record
 
 
 def open_log(launch):
@@ -1122,12 +1087,12 @@ def family(record, table):
     A session whose leader is gone counts only while its members carry the launch's token,
     as the kernel may have given its number to another (credentials(7)).
     """
-    root = table.get(record["pid"])
+    root, token = table.get(record["pid"]), APP.env("LAUNCH_ID").encode()
     alive = bool(root and is_same(record, root))
     members = {root.pid} if alive else set()
     if record["session"] and (alive or not root):
         members.update(pid for pid, process in table.items() if process.sid == record["session"]
-                       and (alive or carries_token(pid, record)))
+                       and (alive or read_environ(pid).get(token) == record["token"].encode()))
     found = set(members)
     while found:
         found = {pid for pid, process in table.items() if process.ppid in found} - members
@@ -1144,16 +1109,12 @@ def read_environ(pid):
         return {}
 
 
-def carries_token(pid, record):
-    return read_environ(pid).get(APP.env("LAUNCH_ID").encode()) == record["token"].encode()
-
-
 def is_same(record, process):
     """Whether a Process is the recorded one: a recycled pid has another start time."""
     if has_proc():
         return record["start"] == process.start and record["boot"] == boot_id()
     started = time.mktime(time.strptime(process.start, "%a %b %d %H:%M:%S %Y"))
-    return abs(started - float(record["launched"])) < 3
+    return abs(started - record["launched"]) < 3
 
 
 def is_running(record):
@@ -1183,17 +1144,20 @@ def end_family(record, grace):
     import signal
     number, told, begin = signal.SIGTERM, {}, time.monotonic()
     while True:
-        members = family(record, process_table())
+        table = process_table()
+        # Who was told once is remembered: its parent may be gone, and with it the connection.
+        members = {process for process in table.values() if process[::3] in told}
+        members.update(family(record, table))
         if not members:
-            return max(told.values()).name if told else ""
+            return number.name if number in told.values() else "SIGTERM" if told else ""
         if time.monotonic() > begin + grace:
             number = signal.SIGKILL
-        if time.monotonic() > begin + grace + 10:
-            raise LaunchError(Exit.FAILED, "pid %d does not end" % members[0].pid,
-                              "look at it with --status")
         for process in members:
-            if told.get(process.pid) != number:
-                told[process.pid] = number
+            if time.monotonic() > begin + grace + 10:
+                raise LaunchError(Exit.FAILED, "pid %d does not end" % process.pid,
+                                  "look at it with --status")
+            if told.get(process[::3]) != number:
+                told[process[::3]] = number
                 send_signal(process.pid, number)
         time.sleep(0.01)
 
@@ -1268,8 +1232,8 @@ def check_port(launch):
     host = launch.host.encode() if launch.host.isascii() else launch.host   # bytes: no idna
     try:
         found = socket.getaddrinfo(host, launch.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        return host_error(launch, "cannot be resolved (%s)" % error)
+    except (OSError, UnicodeError):
+        found = ()
     failures = {bind_failure(row[0], row[4]) for row in found}
     if errno.EADDRINUSE in failures:
         holders = [text for _, text in listeners(launch.port)] or ["a process that is not visible"]
@@ -1280,13 +1244,8 @@ def check_port(launch):
     if errno.EACCES in failures:
         return LaunchError(Exit.CONFIG, "port %d needs a privilege that this user lacks"
                            % launch.port, "choose a port from 1024 up")
-    return host_error(launch, "is not an address of this machine")
-
-
-def host_error(launch, problem):
-    return LaunchError(Exit.CONFIG, "host %s (%s) %s" % (
-        launch.host, launch.settings["HOST"].origin, problem),
-        "use 127.0.0.1, 0.0.0.0, or an address of this machine")
+    return LaunchError(Exit.CONFIG, "host %s (%s) is not an address of this machine" % (
+        launch.host, launch.settings["HOST"].origin), "use 127.0.0.1, 0.0.0.0, or one that is")
 
 
 def bind_failure(kind, address):
@@ -1366,30 +1325,25 @@ def accepts(address):
 
 def probe(address, deadline, tcp, strict):
     """One question to the server: "healthy", or what came back instead."""
+    import json
     if tcp:
         return "healthy" if accepts(address[1:3]) else "nothing accepts"
     try:
         status, body, whole = http_get(address, min(deadline, time.monotonic() + PROBE_LIMIT))
-    except OSError:
-        return "no answer"
+    except OSError as error:
+        return "no answer (%s)" % error
     except ValueError as error:
         return str(error)
-    said = health_status(body)
+    try:
+        said = json.loads(body.decode("utf-8"))["status"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        said = None
+    said = said if isinstance(said, str) else None
     good = ("ok",) if strict else ("ok", "pass", "up", "healthy", None)
     if whole and 200 <= status < 300 and said in good:
         return "healthy"
     return "HTTP status %d%s%s" % (status, "" if said is None else ", " + printable(said)[:40],
                                    "" if whole else ", cut short")
-
-
-def health_status(body):
-    """The string "status" of a JSON object (bytes), or None."""
-    import json
-    try:
-        said = json.loads(body.decode("utf-8"))["status"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return said if isinstance(said, str) else None
 
 
 def http_get(address, deadline):
@@ -1399,6 +1353,7 @@ def http_get(address, deadline):
     single read only, and its import takes longer than most servers need to start. Raises OSError
     where nothing answers, ValueError for an answer that is not HTTP.
     """
+    import socket
     scheme, host, port, path = address
     request = "GET %s HTTP/1.0\r\nHost: %s:%d\r\nConnection: close\r\n\r\n" % (
         path, "[%s]" % host if ":" in host else host, port)
@@ -1406,7 +1361,12 @@ def http_get(address, deadline):
     with connect(scheme, host, port) as stream:
         stream.sendall(request.encode("ascii"))
         while len(answer) < ANSWER_LIMIT and missing_bytes(answer) != 0:
-            piece = receive(stream, deadline)
+            if time.monotonic() > deadline:
+                raise socket.timeout("no whole answer in time")
+            try:
+                piece = stream.recv(65536)
+            except socket.timeout:
+                continue
             if not piece:
                 break
             answer += piece
@@ -1414,8 +1374,21 @@ def http_get(address, deadline):
     words = head.split(None, 2)
     if not blank or not words[1:] or words[0][:5] != b"HTTP/" or not words[1].isdigit():
         raise ValueError("an answer that is not HTTP")
-    whole = missing_bytes(answer) in (0, None)
-    return int(words[1]), body, whole and len(answer) < ANSWER_LIMIT
+    return int(words[1]), body, len(answer) < ANSWER_LIMIT and not missing_bytes(answer)
+
+
+def connect(scheme, host, port):
+    import socket
+    stream = socket.create_connection((host, port), timeout=SLICE)
+    if scheme == "https":
+        import ssl
+        # The question is whether our own child serves; whom its certificate names is not.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        stream.settimeout(PROBE_LIMIT)
+        stream = context.wrap_socket(stream)
+        stream.settimeout(SLICE)
+    return stream
 
 
 def missing_bytes(answer):
@@ -1426,30 +1399,6 @@ def missing_bytes(answer):
         if name.strip().lower() == b"content-length" and value.strip().isdigit():
             return max(int(value) - len(body), 0)
     return None
-
-
-def connect(scheme, host, port):
-    import socket
-    stream = socket.create_connection((host, port), timeout=SLICE)
-    if scheme == "http":
-        return stream
-    import ssl
-    # The question is whether our own child serves; whom its certificate names is the clients'.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    stream.settimeout(PROBE_LIMIT)
-    return context.wrap_socket(stream)
-
-
-def receive(stream, deadline):
-    import socket
-    stream.settimeout(SLICE)
-    while True:
-        try:
-            return stream.recv(65536)
-        except socket.timeout:
-            if time.monotonic() > deadline:
-                raise
 
 
 class Signals:
@@ -1474,8 +1423,7 @@ class Signals:
         return self
 
     def note(self, number, _):
-        if number != self.signal.SIGCHLD:
-            self.caught.append(self.signal.Signals(number))
+        self.caught += [self.signal.Signals(number)] if number != self.signal.SIGCHLD else []
 
     def wait(self, duration):
         """Sleep for duration (seconds), or until a signal arrives."""
@@ -1543,7 +1491,7 @@ def start(launch, options):
         if running and options.replace and not tracking_supervisor(running):
             running = stop_instance(launch, running) and None
         plan = plan_start(verdict, running, None if running else check_port(launch))
-        return carry_out(plan, launch, options, verdict, facts.chain, agent_dir)
+        return carry_out(plan, launch, options, verdict, facts, agent_dir, lock is not None)
     finally:
         if lock is not None:
             os.close(lock)
@@ -1553,7 +1501,7 @@ def lock_instance(launch, options, verdict):
     """The lock of this instance; None where a foreground start has nowhere to keep it."""
     try:
         os.makedirs(launch.state_dir, mode=0o700, exist_ok=True)
-        return take_lock(launch.path("lock"), time_limit(launch, options),
+        return take_lock(launch.path("lock"), options.timeout,
                          "another start on port %d" % launch.port)
     except OSError as error:
         failure = state_error(launch.state_dir, error)
@@ -1565,15 +1513,11 @@ def lock_instance(launch, options, verdict):
     return None
 
 
-def time_limit(launch, options):
-    return options.timeout or launch.app.start_timeout
-
-
-def carry_out(plan, launch, options, verdict, chain, agent_dir):
-    """The one place that acts on a plan; returns the exit code."""
-    if isinstance(plan, Refuse):
+def carry_out(plan, launch, options, verdict, facts, agent_dir, keep):
+    """The one place that acts on a plan; keep: whether there is a place for a record."""
+    if plan.mode == REFUSE:
         raise plan.error
-    if isinstance(plan, Leave):
+    if plan.mode == LEAVE:
         return report_running(launch, options, plan.record)
     if verdict.hearsay:
         say("%s is ignored: %s; --foreground becomes the server" % (verdict.hearsay, plan.why))
@@ -1581,39 +1525,47 @@ def carry_out(plan, launch, options, verdict, chain, agent_dir):
     command = server_command(str(python), launch)
     check_executable(command[0])
     folder = working_folder(launch, agent_dir)
-    export_settings(launch, agent_dir)
-    if isinstance(plan, Become):
-        return become(launch, command, folder, tracking_fields(verdict.supervisor, chain))
+    resolved = {"HOST": launch.host, "PORT": str(launch.port), "STATE_DIR": launch.state_dir}
+    if agent_dir:
+        resolved["AGENT_DIR"] = str(agent_dir)
+    os.environ.update((launch.app.env(name), value) for name, value in resolved.items())
+    if plan.mode == FOREGROUND:
+        return become(launch, command, folder, tracking_fields(verdict.supervisor, facts), keep)
     return detach(launch, command, folder, options)
 
 
-def export_settings(launch, agent_dir):
-    """Hand the resolved settings to the server, by the environment."""
-    names = {"HOST": launch.host, "PORT": str(launch.port), "STATE_DIR": launch.state_dir}
-    if agent_dir:
-        names["AGENT_DIR"] = str(agent_dir)
-    os.environ.update((launch.app.env(name), value) for name, value in names.items())
-
-
-def become(launch, command, folder, tracking):
+def become(launch, command, folder, tracking, keep):
     """Replace this process by the server; the pid stays. LaunchError (126) where it cannot."""
+    record = make_record(launch, os.getpid(), session=0, parent=os.getppid(), mode=FOREGROUND,
+                         log="", from_byte=0, token="", command=command, **tracking)
     try:
-        write_record(launch, make_record(
-            launch, os.getpid(), session=0, parent=os.getppid(), mode=FOREGROUND, log="",
-            from_byte=0, token="", command="\0".join(command), **tracking))
+        if keep:
+            write_record(launch, record)
     except LaunchError as error:
         say("no record is kept: %s" % error.problem)
     os.chdir(folder)
-    # Python ignores SIGPIPE from its start, and an ignored signal stays so across execve(2).
-    import signal
-    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    before = heed_signals()
     try:
         os.execv(command[0], command)
     except OSError as error:
         raise not_executable(command[0], error.strerror)
     finally:
-        signal.signal(signal.SIGPIPE, before)
+        heed_signals(before)
     return Exit.OK
+
+
+def heed_signals(handlers=None):
+    """Stop ignoring, or set to handlers, the signals that Python ignores from its start.
+
+    An ignored signal stays ignored across execve(2). Returns the handlers there were before;
+    outside the main thread nothing is changed.
+    """
+    import signal
+    try:
+        return {number: signal.signal(number, (handlers or {}).get(number, signal.SIG_DFL))
+                for number in handlers or (signal.SIGPIPE, signal.SIGXFSZ)}
+    except ValueError:
+        return {}
 
 
 def detach(launch, command, folder, options):
@@ -1636,15 +1588,14 @@ def detach(launch, command, folder, options):
         record = make_record(
             launch, child.pid, session=child.pid, parent=os.getpid(), mode=DETACHED,
             log=launch.path("log"), from_byte=from_byte, token=token,
-            command="\0".join(command), **tracking_fields(None, ()))
+            command=command, **tracking_fields(None))
         try:
             write_record(launch, record)
             health = await_instance(launch, options, record, lambda: end_of(child), signals)
         finally:
-            if not health:
-                abandon(launch, record, child)
-    if not health:
-        raise start_error(launch, record, health)
+            failure = None if health else abandon(launch, record, child, health)
+    if failure:
+        raise failure
     return report_ready(launch, options, record)
 
 
@@ -1655,7 +1606,7 @@ def await_instance(launch, options, record, ended, signals=None):
     try:
         return wait_for_health(
             record["url"] + ("" if tcp else launch.app.health[1:]),
-            timeout=time_limit(launch, options), tcp=tcp, strict=launch.app.source is None,
+            timeout=options.timeout, tcp=tcp, strict=launch.app.source is None,
             ended=ended, owns=lambda: owns_port(record, launch), signals=signals,
             progress=progress)
     finally:
@@ -1694,15 +1645,14 @@ def end_of(child):
     return "killed by %s" % signal.Signals(-code).name
 
 
-def abandon(launch, record, child):
-    """End a child that did not become a healthy server, and all its children."""
+def abandon(launch, record, child, health):
+    """End a child that did not become a healthy server, and all its children.
+
+    Returns the LaunchError that says why, with the end of the server's log.
+    """
     end_family(record, launch.app.stop_timeout)
     child.poll()
     remove_file(launch.path("record"))
-
-
-def start_error(launch, record, health):
-    """The LaunchError for a start that did not get healthy, with the end of its log."""
     code = getattr(health, "code", Exit.NOT_HEALTHY)
     hint = "allow more with --timeout SECONDS; " if code == Exit.NOT_HEALTHY else ""
     return LaunchError(code, getattr(health, "problem", "the server is not healthy"),
@@ -1736,7 +1686,7 @@ def print_plan(launch, options, verdict, agent_dir):
     plan = plan_start(verdict, running, None if running else check_port(launch))
     python, origin = find_python(agent_dir)
     rows = {
-        "mode": PLAN_NAMES[type(plan)], "why": plan.why,
+        "mode": plan.mode, "why": plan.why,
         "interpreter": {"path": python, "why": origin},
         "command": server_command(python, launch), "folder": working_folder(launch, agent_dir),
         "url": server_url(launch),
@@ -1767,23 +1717,24 @@ def tracking_supervisor(record):
     return record["supervisor"] if process and process.ppid == record["parent"] else ""
 
 
-def stop_instance(launch, record):
+def stop_instance(launch, record, its_way="stop_command"):
     """End the recorded instance; name of the signal, "" where it did not live.
 
-    Raises LaunchError (1) where a supervisor would bring it back.
+    Raises LaunchError (1) where a supervisor would bring it back, and names its_way.
     """
     tracker = tracking_supervisor(record)
     if tracker:
         raise LaunchError(Exit.FAILED, "pid %d is tracked by %s, which would start it again"
-                          % (record["pid"], tracker), record["stop_command"])
+                          % (record["pid"], tracker), record[its_way])
     used = end_family(record, launch.app.stop_timeout)
     remove_file(launch.path("record"))
     return used
 
 
-def command_stop(launch, _):
+def command_stop(launch, options):
     record = read_record(launch)
-    used = stop_instance(launch, record) if record else ""
+    its_way = "restart_command" if options.restart else "stop_command"
+    used = stop_instance(launch, record, its_way) if record else ""
     say("%s on port %d %s" % (launch.app.name, launch.port,
                               "is stopped (%s)" % used if used else "is not running"))
     return Exit.OK
@@ -1903,7 +1854,7 @@ def parent_text(pid, table):
 
 # What main() assumes of words that a replaced parse_args does not know.
 WORDS = dict.fromkeys("launch config foreground detach replace timeout no_browser status stop"
-                      " restart logs lines follow print_plan json version".split())
+                      " restart logs lines follow print_plan json".split())
 
 
 def usage_error(problem):
@@ -1954,9 +1905,15 @@ def make_parser():
 def parse_args():
     """Read sys.argv and resolve every setting; a namespace with port (int), host (str), ...
 
-    Raises LaunchError (2, 78), and SystemExit (0) once --help is printed.
+    Raises LaunchError (2, 78), and SystemExit (0) once --help or --version is printed.
     """
     options = make_parser().parse_args()
+    if options.version:
+        import hashlib
+        with open(os.path.realpath(__file__), "rb") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+        show("bootstrap %s\nsha256 %s" % (__version__, digest))
+        raise SystemExit(Exit.OK)
     try:
         if options.timeout is not None:
             options.timeout = checked(options.timeout, *SECONDS)
@@ -1976,33 +1933,21 @@ def main():
     ensure_supported_platform()
     launch = options.launch or settle(read_app(), options)
     APP = launch.app
+    options.timeout = options.timeout or APP.start_timeout
     for note in launch.notes:
         say(note)
-    commands = ((options.version, command_version), (options.status, command_status),
-                (options.stop, command_stop), (options.restart, command_restart),
-                (options.logs, command_logs), (True, start))
+    commands = ((options.status, command_status), (options.stop, command_stop),
+                (options.restart, command_restart), (options.logs, command_logs), (True, start))
     return next(command for wanted, command in commands if wanted)(launch, options)
-
-
-def command_version(*_):
-    import hashlib
-    with open(os.path.realpath(__file__), "rb") as file:
-        show("bootstrap %s\nsha256 %s" % (__version__, hashlib.sha256(file.read()).hexdigest()))
-    return Exit.OK
-
-
-def keep_standard_streams():
-    """Open /dev/null in place of a closed stdin, stdout or stderr: no socket may land there."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def run():
     """main() as a program: an error becomes lines on stderr and an exit code."""
-    keep_standard_streams()
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:     # closed: a socket of the server's must not land there
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     try:
         return main()
     except LaunchError as error:

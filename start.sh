@@ -1,25 +1,22 @@
 #!/bin/sh
 # Find a Python 3 and become bootstrap.py, which lies beside this file.
 # Flags, settings and .env are read there and nowhere else.
-case $0 in
-    */*) self=$0 ;;
-    *) self=./$0 ;;
-esac
+case $0 in */*) self=$0 ;; *) self=./$0 ;; esac
 while [ -L "$self" ]; do
     link=$(readlink "$self")
-    case $link in
-        /*) self=$link ;;
-        *) self=${self%/*}/$link ;;
-    esac
+    case $link in /*) self=$link ;; *) self=${self%/*}/$link ;; esac
 done
 
-for python in python3 python "${HERMES_WEBUI_PYTHON-}"; do
-    command -v "$python" >/dev/null 2>&1 || continue
-    [ "$python" = python3 ] ||
-        "$python" -c 'import sys; sys.exit(sys.version_info[0] != 3)' 2>/dev/null || continue
-    # -I -S: nothing of the environment, the current folder or site-packages joins the launcher.
-    exec "$python" -I -S "${self%/*}/bootstrap.py" "$@"
+for python in python3 python "${HERMES_WEBUI_PYTHON-}" ''; do
+    case $python in
+        python3) command -v python3 >/dev/null 2>&1 && break ;;
+        ?*) "$python" -c 'import sys; sys.exit(sys.version_info[0] != 3)' 2>/dev/null && break ;;
+    esac
 done
-echo "start.sh: no Python 3 on PATH, and HERMES_WEBUI_PYTHON names none" >&2
-echo "  install Python 3.8 or newer, or set HERMES_WEBUI_PYTHON to one" >&2
-exit 127
+if [ -z "$python" ]; then
+    echo "start.sh: no Python 3 on PATH, and HERMES_WEBUI_PYTHON names none" >&2
+    echo "  install Python 3.8 or newer, or set HERMES_WEBUI_PYTHON to one" >&2
+    exit 127
+fi
+# -I -S: nothing of the environment, the current folder or site-packages joins the launcher.
+exec "$python" -I -S "${self%/*}/bootstrap.py" "$@"

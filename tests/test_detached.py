@@ -2,8 +2,10 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import time
 
 import pytest
@@ -84,8 +86,8 @@ def test_kill_9_on_the_server_and_a_new_start_at_once(app):
 
 
 def test_the_server_stands_alone(app):
-    """Its own session, nothing on stdin, its output in the log, and it outlives the launcher."""
-    app.start()
+    """Its own session, nothing on stdin, its output in the log, whatever the launcher has."""
+    app.start(stdin=subprocess.PIPE)
     server = app.started()
     assert server["sid"] == server["pgid"] == server["pid"]
     assert server["fds"]["0"] == "/dev/null"
@@ -241,8 +243,8 @@ def test_state_is_private_under_any_umask(app):
 def test_output_of_the_server_goes_to_the_log_and_an_old_log_is_continued(app):
     app.state.mkdir(parents=True)
     app.file("log").write_text("from yesterday\n")
-    app.serve(servers.small("print('out', flush=True)", "print('err', file=sys.stderr)", "note()",
-                            "serve(listen(), OK)"))
+    app.serve(servers.small("print('out', flush=True)", "print('err', file=sys.stderr, flush=True)",
+                            "note()", "serve(listen(), OK)"))
     app.start()
     assert app.file("log").read_text() == "from yesterday\nout\nerr\n"
     assert not app.file("log.1").exists()
@@ -291,6 +293,16 @@ def test_readiness_is_noticed_soon_after_the_server_listens(app):
     assert min(delay() for _ in range(5)) < 0.05
 
 
+def stopped_whole(app):
+    """Assert that the instance is ours, runs once, and that --stop leaves nothing of it."""
+    assert app.answers()
+    assert app.run().out == app.url + "\n"
+    assert len(app.starts()) == 1
+    assert app.run("--status").code == 0
+    assert app.run("--stop").code == 0
+    assert app.is_free() and app.is_gone()
+
+
 @pytest.mark.parametrize("source", [
     pytest.param(servers.FORKING, id="forks workers"),
     pytest.param(servers.ENDING_ITS_PARENT, id="ends its parent"),
@@ -298,12 +310,17 @@ def test_readiness_is_noticed_soon_after_the_server_listens(app):
 ])
 def test_a_server_of_several_processes_is_ours_and_is_stopped_whole(app, source):
     assert app(source).wait(timeout=30) == 0
-    assert app.answers()
-    assert app.run().out == app.url + "\n"
-    assert len(app.starts()) == 1
-    assert app.run("--status").code == 0
-    assert app.run("--stop").code == 0
-    assert app.is_free() and app.is_gone()
+    stopped_whole(app)
+
+
+@pytest.mark.once
+@pytest.mark.skipif(not shutil.which("uv"), reason="uv is not installed")
+def test_a_server_behind_uv_run_is_ours_and_is_stopped_whole(app):
+    app.configure(command="{} run --offline --no-project --python {{python}} {{root}}/server.py".format(
+        shutil.which("uv")))
+    app.start()
+    assert app.started()["ppid"] in app.processes()
+    stopped_whole(app)
 
 
 def test_a_tcp_server_is_ready_when_it_accepts(app):

@@ -214,6 +214,8 @@ def test_json_that_says_ok_is_ready_however_it_is_spelled(app, reply):
     pytest.param("http(b'', '302 Found', b'Location: /elsewhere\\r\\n')", id="a redirect"),
     pytest.param("b'HTTP/1.1 200 OK\\r\\n\\r\\n{\"status\": \"ok\", \"x\": \"', *[b'x' * 65536] * 10**5",
                  id="an endless body"),
+    pytest.param("http(b'{\"status\": \"ok\"}', '302 Found', b'Location: /elsewhere\\r\\n')",
+                 id="a redirect that says ok"),
     pytest.param("b'HTTP/1.1 200 OK\\r\\nX: ' + b'x' * 10**7 + b'\\r\\n\\r\\n{\"status\": \"ok\"}'",
                  id="a header of 10 MB"),
     pytest.param("b'HTTP/1.1 200 OK\\r\\n' + b'X: x\\r\\n' * 10**6 + b'\\r\\n{\"status\": \"ok\"}'",

@@ -186,7 +186,7 @@ def test_replace_ends_a_running_instance_first(app, first):
 def test_replace_leaves_an_instance_alone_that_a_supervisor_tracks(app):
     process = supervised(app, "runsv")
     until(app.answers, "the server answers")
-    refused(app.run("--foreground", "--replace"), 1, "runit", "sv ")
+    refused(app.run("--foreground", "--replace"), 69, app.pid(), "sv down")
     assert app.answers() and process.poll() is None
 
 

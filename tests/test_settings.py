@@ -325,7 +325,7 @@ def test_help_explains_modes_settings_and_exit_codes(app, word):
     result = app.run(word, port=None)
     assert (result.code, result.err) == (0, "")
     for text in ("launchd", "systemd", "supervisord", ".env", "bootstrap.cfg", "Exit codes",
-                 PREFIX + "HOST", *"PORT --host --no-browser --skip-agent-install --foreground "
+                 PREFIX, *"HOST PORT STATE_DIR --host --no-browser --skip-agent-install --foreground "
                  "--detach --timeout --config --print-plan --json --version --stop --status --restart "
                  "--logs -n -f --replace 69 73 74 75 78 126 127 130 143".split()):
         assert text in result.out, text

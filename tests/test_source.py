@@ -105,6 +105,13 @@ def test_comments_tell_no_story(name):
     assert [block for block in blocks if block.count("\n") > 3] == []
 
 
+def test_the_test_command_says_which_python_it_cannot_use():
+    done = subprocess.run(["bash", str(ROOT / "tests" / "run.sh")], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, env=dict(os.environ, PYTHON="/no/such/python"))
+    assert done.returncode == 1 and done.stdout == b"" and b"/no/such/python" in done.stderr
+    assert done.stderr.splitlines()[1].startswith(b"  ")
+
+
 @pytest.mark.once
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 @pytest.mark.parametrize("name, dialect", [
