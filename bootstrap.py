@@ -1,12 +1,21 @@
 """Start a Python web server from its checkout, and hand it over the right way.
 
-A person at a shell gets a detached server that was proved healthy, and the prompt back.
-A supervisor (systemd, launchd, supervisord, s6, runit, a container engine) gets the server
-itself: this process becomes it. Nothing outside the standard library is needed, and the file
-is copied unedited into any repository; what differs stands in an optional bootstrap.cfg.
+Modes: where a supervisor provably tracks this process, it becomes the server (os.execv) and
+keeps its pid. Elsewhere the server is detached, and the prompt comes back once it has answered
+its health check. --print-plan says which, and why.
 
-Settings, first one wins: command line, environment, .env, bootstrap.cfg, built-in.
-Exit codes: see class Exit, or --help.
+Settings, first one wins: command line, environment, .env, bootstrap.cfg, built-in. Their names:
+HERMES_WEBUI_HOST (bootstrap.cfg may name another prefix), and likewise PORT PYTHON STATE_DIR
+AGENT_DIR FOREGROUND SERVER_CWD DISABLE_LOCAL_VENV NO_SUPERVISE; DOTENV_OVERRIDE=1 lets .env win.
+
+Exit codes:
+  0 done            1 the server ended before it was healthy, or a supervisor has it
+  2 usage           3 not running (--status)         69 the port or instance is taken
+  73, 74 state folder cannot be made, is full        75 not healthy within the time limit
+  78 configuration  126 interpreter not executable   127 not found
+  130 interrupted   143 terminated
+
+This file needs nothing but the standard library, and is copied unedited into any repository.
 """
 import sys
 
@@ -28,9 +37,11 @@ __version__ = "1.0.0"
 REPO_ROOT = os.path.dirname(os.path.realpath(__file__))
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8787
+HAS_PROC = os.path.exists("/proc/self/stat")
 
 FOREGROUND, DETACHED, LEAVE, REFUSE = "foreground", "detached", "leave alone", "refuse"
 YES = ("1", "true", "yes", "on")
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "WSL_INTEROP")
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}    # wildcard: the address to reach it at
 SETTINGS = ("HOST", "PORT", "STATE_DIR", "PYTHON", "AGENT_DIR", "FOREGROUND",
             "DISABLE_LOCAL_VENV", "SERVER_CWD", "NO_SUPERVISE")
@@ -73,23 +84,6 @@ SUPERVISORS = {                 # supervisor: its command for a service, its ver
     "PM2": ("pm2 {verb} {name}", "stop", "restart"),
     "the container engine": ("{verb} the container", "stop", "restart")}
 
-HELP = """
-Modes: where a supervisor provably tracks this process, it becomes the server (os.execv) and
-keeps its pid. Elsewhere the server is detached, and the prompt comes back once it has answered
-its health check. --print-plan says which, and why.
-
-Settings, first one wins: command line, environment, .env, bootstrap.cfg, built-in. Their names:
-HERMES_WEBUI_HOST (bootstrap.cfg may name another prefix), and likewise PORT PYTHON STATE_DIR
-AGENT_DIR FOREGROUND SERVER_CWD DISABLE_LOCAL_VENV NO_SUPERVISE; DOTENV_OVERRIDE=1 lets .env win.
-
-Exit codes:
-  0 done            1 the server ended before it was healthy, or a supervisor has it
-  2 usage           3 not running (--status)         69 the port or instance is taken
-  73, 74 state folder cannot be made, is full        75 not healthy within the time limit
-  78 configuration  126 interpreter not executable   127 not found
-  130 interrupted   143 terminated
-"""
-
 # -- errors ------------------------------------------------------------------------------------
 
 
@@ -102,10 +96,7 @@ class Exit(IntEnum):
 
 
 class LaunchError(RuntimeError):
-    """What the operator can put right: a problem, its remedy, and the exit code it ends with.
-
-    detail: lines shown between the two, such as the end of a log.
-    """
+    """What the operator can put right: exit code, problem, remedy, lines to show in between."""
 
     def __init__(self, code, problem, remedy, detail=()):
         super().__init__("%s\n  %s" % (problem, remedy))
@@ -149,6 +140,13 @@ class Launch(namedtuple("Launch", "app settings additions notes")):
         """Path of the instance's lock, record or log."""
         return os.path.join(self.state_dir, "bootstrap-%d.%s" % (self.port, kind))
 
+    def forget(self):
+        """Remove the record, if nobody else did."""
+        try:
+            os.unlink(self.path("record"))
+        except FileNotFoundError:
+            pass
+
 
 class Health(namedtuple("Health", "code problem")):
     """Outcome of waiting for a server: true where it is healthy, else why it is not."""
@@ -157,6 +155,13 @@ class Health(namedtuple("Health", "code problem")):
 
     def __bool__(self):
         return self.code == Exit.OK
+
+
+class Names(dict):
+    """Fields of a template; one without a value is left as its name."""
+
+    def __missing__(self, name):
+        return name
 
 
 Setting = data("Setting", "value origin", "A value (None where there is none), and its origin.")
@@ -293,13 +298,13 @@ def parse_dotenv(text):
     only. The grammar is what python-dotenv and docker compose agree on.
     """
     text = text.lstrip("\ufeff").replace("\r\n", "\n")
-    entries, complaints, unclosed = [], [], set()
+    entries, complaints = [], []
     start, number = 0, 1
     while start < len(text):
         end = text.find("\n", start)
         end = len(text) if end < 0 else end
         try:
-            name, value, end = parse_assignment(text, start, end, unclosed)
+            name, value, end = parse_assignment(text, start, end)
             if name:
                 entries.append(Entry(name, value, number))
         except ValueError as error:
@@ -309,7 +314,7 @@ def parse_dotenv(text):
     return entries, complaints
 
 
-def parse_assignment(text, start, end, unclosed):
+def parse_assignment(text, start, end):
     """(name, value, end of its last line) of the line text[start:end]; no name: a blank one."""
     name, equals, rest = text[start:end].partition("=")
     name = name.strip()
@@ -323,7 +328,7 @@ def parse_assignment(text, start, end, unclosed):
         raise ValueError("not a valid name before the =")
     value = rest.strip()
     if value[:1] in ("'", '"'):
-        value, end = parse_quoted(text, end - len(rest.lstrip()), unclosed, name)
+        value, end = parse_quoted(text, end - len(rest.lstrip()), name)
     else:
         mark = rest.find("#")
         while mark >= 0 and not rest[mark - 1:mark].isspace():
@@ -338,16 +343,15 @@ def parse_assignment(text, start, end, unclosed):
     return name, value, end
 
 
-def parse_quoted(text, opening, unclosed, name):
+def parse_quoted(text, opening, name):
     """(value, end of its last line) of the quoted text that opens at this index.
 
-    unclosed: the quotes that no later one closes; it keeps the parser linear.
+    Linear over the whole file: an opening quote closes every one before it.
     """
     import re
     quote = text[opening]
-    rest = None if quote in unclosed else re.compile(QUOTED[quote], re.S).match(text, opening + 1)
+    rest = re.compile(QUOTED[quote], re.S).match(text, opening + 1)
     if not rest:
-        unclosed.add(quote)
         raise ValueError("%s has a quote that is never closed" % name)
     closing = rest.end() - 1
     end = text.find("\n", closing)
@@ -393,12 +397,14 @@ def settle(app, options):
     additions = {}
     for name, entry in dotenv.items():
         outside = os.environ.get(name)
+        if name in ours and not entry.value.strip():
+            continue
         if len(name) + len(entry.value.encode()) > ENTRY_LIMIT:
             notes.append(".env:%d: %s is longer than any program can be given" % (
                 entry.line, name))
         elif outside is None or file_wins or name in ours and not outside.strip():
             additions[name] = entry.value
-        elif name in ours and entry.value.strip() not in ("", outside.strip()):
+        elif name in ours and entry.value.strip() != outside.strip():
             notes.append(".env:%d: %s is set otherwise in the environment, which wins"
                          % (entry.line, name))
     settings = {name: find_setting(name, app, options, additions, dotenv) for name in SETTINGS}
@@ -468,7 +474,7 @@ def observe():
         pid=os.getpid(), parent=os.getppid(), chain=chain, at_init=at_init,
         watcher=watcher.name if watcher else "",
         exec_pid=int(exec_pid) if exec_pid.isascii() and exec_pid.isdigit() else None,
-        journal=os.environ.get("JOURNAL_STREAM") in (stream_name(1), stream_name(2)),
+        journal=os.environ.get("JOURNAL_STREAM") in map(stream_name, (1, 2)),
         marker=marker, terminal=os.isatty(0) and os.isatty(1),
         leader=os.getpgrp() == os.getpid())
 
@@ -477,10 +483,6 @@ def stream_name(fd):
     """Device and inode of an open file as JOURNAL_STREAM spells them, see systemd.exec(5)."""
     status = os.fstat(fd)
     return "%d:%d" % (status.st_dev, status.st_ino)
-
-
-def has_proc():
-    return os.path.exists("/proc/self/stat")
 
 
 def read_ancestors(pid):
@@ -494,7 +496,7 @@ def read_ancestors(pid):
         if pid == 1:
             return tuple(chain), True
         pid = process.ppid
-    return tuple(chain), False if has_proc() else None
+    return tuple(chain), False if HAS_PROC else None
 
 
 def read_process(pid):
@@ -629,17 +631,9 @@ def tracking_fields(supervisor, facts=None):
         fields["folder"] = os.readlink("/proc/%d/cwd" % watcher.pid)
     except (OSError, StopIteration, AttributeError):
         fields["folder"] = "SERVICE_FOLDER"
-    command, stop, restart = SUPERVISORS.get(supervisor, ("", "", ""))
-    return {"supervisor": supervisor or "", "stop_command": fill(command, dict(fields, verb=stop)),
-            "restart_command": fill(command, dict(fields, verb=restart))}
-
-
-def fill(template, fields):
-    """template with each {name} replaced; a name without a value is left as NAME."""
-    try:
-        return template.format(**fields)
-    except KeyError as error:
-        return fill(template, dict(fields, **{error.args[0]: error.args[0]}))
+    command, *verbs = SUPERVISORS.get(supervisor, ("", "", ""))
+    stop, restart = (command.format_map(Names(fields, verb=verb)) for verb in verbs)
+    return {"supervisor": supervisor or "", "stop_command": stop, "restart_command": restart}
 
 
 
@@ -687,18 +681,13 @@ def companion_folders():
                    os.path.dirname(REPO_ROOT), os.path.expanduser("~"), "/usr/local/lib"):
         yield os.path.join(parent, APP.companion)
     command = find_program(APP.companion_command) if APP.companion_command else None
-    if command:
-        yield from script_folders(os.path.realpath(command))
-    yield from site_folders(setting_now("PYTHON") or sys.executable)
-
-
-def script_folders(path):
-    """Folders that a launcher script stands for: those above it, and above its Python."""
-    yield os.path.dirname(path)
-    for program in [path] + read_text(path, 4096).replace("#!", " ").replace('"', " ").split():
-        if program == path or os.path.basename(program).startswith("python"):
+    script = os.path.realpath(command) if command else ""
+    yield os.path.dirname(script)
+    for program in [script] + read_text(script, 4096).replace("#!", " ").replace('"', " ").split():
+        if program == script or os.path.basename(program).startswith("python"):
             yield os.path.dirname(os.path.dirname(os.path.dirname(program)))
             yield from site_folders(program)
+    yield from site_folders(setting_now("PYTHON") or sys.executable)
 
 
 def site_folders(python):
@@ -928,6 +917,7 @@ def read_text(path, limit=-1):
 
 def write_file(path, text):
     """Replace a file whole, private to its user; LaunchError (73, 74)."""
+    import contextlib
     fresh = "%s.%d" % (path, os.getpid())
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -935,15 +925,9 @@ def write_file(path, text):
             file.write(text)
         os.replace(fresh, path)
     except OSError as error:
-        remove_file(fresh)
+        with contextlib.suppress(OSError):
+            os.unlink(fresh)
         raise state_error(path, error)
-
-
-def remove_file(path):
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
 
 
 def state_error(path, error):
@@ -1041,7 +1025,7 @@ def boot_id():
 
 def process_table():
     """Every living Process by pid, without ourselves; from /proc, elsewhere from ps(1)."""
-    if has_proc():
+    if HAS_PROC:
         rows = [read_process(int(name)) for name in os.listdir("/proc") if name.isdigit()]
     else:
         lines = (line.split(None, 9) for line in run_tool(
@@ -1093,7 +1077,7 @@ def read_environ(pid):
 
 def is_same(record, process):
     """Whether a Process is the recorded one: a recycled pid has another start time."""
-    if has_proc():
+    if HAS_PROC:
         return record["start"] == process.start and record["boot"] == boot_id()
     started = time.mktime(time.strptime(process.start, "%a %b %d %H:%M:%S %Y"))
     return abs(started - record["launched"]) < 3
@@ -1101,7 +1085,7 @@ def is_same(record, process):
 
 def is_running(record):
     """Whether the recorded process lives; runs no program, so without /proc any pid will do."""
-    if has_proc():
+    if HAS_PROC:
         process = read_process(record["pid"])
         return bool(process and process.state != "Z" and is_same(record, process))
     try:
@@ -1123,6 +1107,7 @@ def end_family(record, grace):
     Returns the name of the strongest signal that was needed, "" where nothing lived;
     raises LaunchError (1) where a process belongs to another user or does not end.
     """
+    import contextlib
     import signal
     number, told, begin = signal.SIGTERM, {}, time.monotonic()
     while True:
@@ -1140,18 +1125,9 @@ def end_family(record, grace):
                                   "look at it with --status")
             if told.get(process[::3]) != number:
                 told[process[::3]] = number
-                send_signal(process.pid, number)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
         time.sleep(0.01)
-
-
-def send_signal(pid, number):
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-    except PermissionError:
-        raise LaunchError(Exit.FAILED, "pid %d belongs to another user" % pid,
-                          "end it as that user, or with sudo")
 
 
 def listening_sockets(port):
@@ -1188,19 +1164,19 @@ def holds_socket(pid, inodes):
 
 def listeners(port):
     """Who listens on a port: list of (pid or None, description)."""
-    if not has_proc():
+    found = []
+    if HAS_PROC:
+        inodes = listening_sockets(port)
+        known = process_table() if inodes else ()
+        pids = [pid for pid in sorted(known) if holds_socket(pid, inodes)]
+        found = [] if pids else [(None, "a process of user " + uid) for uid in inodes.values()]
+    else:
         pids = map(int, run_tool("lsof", "-nP", "-t", "-iTCP:%d" % port, "-sTCP:LISTEN"))
-        return [(pid, describe(pid)) for pid in pids]
-    inodes = listening_sockets(port)
-    pids = sorted(process_table()) if inodes else []
-    found = [(pid, describe(pid)) for pid in pids if holds_socket(pid, inodes)]
-    return found or [(None, "a process of user %s" % uid) for uid in inodes.values()]
-
-
-def describe(pid):
-    """pid and command of a process, short enough for one line."""
-    words = read_arguments(pid) if has_proc() else run_tool("ps", "-o", "command=", "-p", str(pid))
-    return printable("pid %d (%s)" % (pid, " ".join(words)[:120]))
+    for pid in pids:
+        words = read_arguments(pid) if HAS_PROC else run_tool(
+            "ps", "-o", "command=", "-p", str(pid))
+        found.append((pid, printable("pid %d (%s)" % (pid, " ".join(words)[:120]))))
+    return found
 
 
 def check_port(launch):
@@ -1447,13 +1423,6 @@ def open_browser(url):
         webbrowser.open(url)
 
 
-def has_desktop():
-    """Whether a person sits at a desktop here: a terminal, no ssh, and a display."""
-    if not (os.isatty(0) and os.isatty(1)) or os.environ.get("SSH_CONNECTION"):
-        return False
-    return sys.platform == "darwin" or any(
-        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "WSL_INTEROP"))
-
 
 # -- effects: starts ---------------------------------------------------------------------------
 
@@ -1632,7 +1601,7 @@ def abandon(launch, record, child, health):
     """
     end_family(record, launch.app.stop_timeout)
     child.poll()
-    remove_file(launch.path("record"))
+    launch.forget()
     code = getattr(health, "code", Exit.NOT_HEALTHY)
     hint = "allow more with --timeout SECONDS; " if code == Exit.NOT_HEALTHY else ""
     return LaunchError(code, getattr(health, "problem", "the server is not healthy"),
@@ -1643,7 +1612,10 @@ def abandon(launch, record, child, health):
 def report_ready(launch, options, record):
     say("%s is ready, pid %d, log %s" % (launch.app.name, record["pid"], record["log"]))
     show(record["url"])
-    if not options.no_browser and has_desktop():
+    # A person sits at a desktop where there is a terminal, no ssh, and a display.
+    display = sys.platform == "darwin" or any(map(os.environ.get, DISPLAYS))
+    is_local = os.isatty(0) and os.isatty(1) and not os.environ.get("SSH_CONNECTION")
+    if display and is_local and not options.no_browser:
         open_browser(record["url"])
     return Exit.OK
 
@@ -1711,22 +1683,18 @@ def stop_instance(launch, record, its_way="stop_command"):
         problem = f"pid {record['pid']} is tracked by {tracker}, which would start it again"
         raise LaunchError(Exit.FAILED, problem, record[its_way])
     used = end_family(record, launch.app.stop_timeout)
-    remove_file(launch.path("record"))
+    launch.forget()
     return used
 
 
 def command_stop(launch, options):
+    """End the instance, and with --restart start it again."""
     record = read_record(launch)
     its_way = "restart_command" if options.restart else "stop_command"
     used = stop_instance(launch, record, its_way) if record else ""
     outcome = f"is stopped ({used})" if used else "is not running"
     say(f"{launch.app.name} on port {launch.port} {outcome}")
-    return Exit.OK
-
-
-def command_restart(launch, options):
-    command_stop(launch, options)
-    return start(launch, options)
+    return start(launch, options) if options.restart else Exit.OK
 
 
 def command_logs(launch, options):
@@ -1831,11 +1799,111 @@ def parent_text(pid, table):
     return "pid %d (%s)" % (parent.pid, parent.name) if parent else "an unknown process"
 
 
+# -- unit files --------------------------------------------------------------------------------
+
+SYSTEMD_UNIT = """\
+[Unit]
+Description={name}
+After=network.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=exec
+{user}WorkingDirectory={root}
+{environment}
+ExecStart={command}
+Restart=always
+RestartSec=2
+RestartPreventExitStatus=2 78 126 127
+TimeoutStopSec=20
+LimitNOFILE=4096
+
+[Install]
+WantedBy={target}
+"""
+SUPERVISORD_UNIT = """\
+[program:{slug}]
+command={command}
+directory={root}
+user={user}
+environment={environment}
+autorestart=unexpected
+exitcodes=2,78,126,127
+startsecs=0
+stopwaitsecs=20
+redirect_stderr=true
+stdout_logfile={log}
+"""
+UNITS = {                       # kind: where its file belongs, how it is started from there
+    "systemd": ("/etc/systemd/system/{slug}.service",
+                "systemctl daemon-reload && systemctl enable --now {slug}"),
+    "systemd-user": ("~/.config/systemd/user/{slug}.service", "loginctl enable-linger {user}",
+                     "systemctl --user daemon-reload && systemctl --user enable --now {slug}"),
+    "launchd": ("~/Library/LaunchAgents/local.{slug}.plist",
+                "launchctl bootstrap gui/$(id -u) ~/Library/LaunchAgents/local.{slug}.plist"),
+    "supervisord": ("/etc/supervisor/conf.d/{slug}.conf", "supervisorctl update")}
+
+
+def command_unit(launch, options):
+    """Print a supervisor's file for this checkout, how to install it as comments at its top."""
+    import pwd
+    slug = "".join(c if c.isascii() and c.isalnum() else "-" for c in launch.app.name.lower())
+    user, (place, *commands) = pwd.getpwuid(os.getuid()).pw_name, UNITS[options.unit]
+    notes = [f"{launch.app.name}: save this as {place}, then", *commands]
+    notes = [note.format(slug=slug, user=user) for note in notes] + [
+        f"It is well while {server_url(launch)}{launch.app.health[1:]} says so."]
+    command = [find_program("bash") or "/bin/sh", os.path.join(REPO_ROOT, "start.sh"),
+               str(launch.port), "--host", launch.host, "--foreground"]
+    if options.config:
+        command += ["--config", os.path.abspath(options.config)]
+    path = ":".join([os.path.dirname(sys.executable), "/usr/local/bin", "/usr/bin", "/bin"])
+    environ = {"PATH": path, launch.app.env("STATE_DIR"): launch.state_dir}
+    write = {"launchd": launchd_unit, "supervisord": supervisord_unit}.get(
+        options.unit, systemd_unit)
+    show(write(launch, slug, "" if options.unit == "systemd-user" else user, command, environ,
+               notes), end="")
+    return Exit.OK
+
+
+def systemd_unit(launch, _, user, command, environ, notes):
+    def quoted(text):
+        return '"%s"' % text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return "".join(f"# {note}\n" for note in notes) + SYSTEMD_UNIT.format(
+        name=launch.app.name.replace("%", "%%"), root=REPO_ROOT.replace("%", "%%"),
+        environment="\n".join("Environment=" + quoted("%s=%s" % pair) for pair in environ.items()),
+        user=user and f"User={user}\n", target="multi-user.target" if user else "default.target",
+        command=" ".join(quoted(word).replace("$", "$$") for word in command))
+
+
+def launchd_unit(launch, slug, _, command, environ, notes):
+    import plistlib
+    log = os.path.join(launch.state_dir, slug + ".log")
+    text = plistlib.dumps({
+        "Label": "local." + slug, "ProgramArguments": command, "WorkingDirectory": REPO_ROOT,
+        "EnvironmentVariables": environ, "RunAtLoad": True, "KeepAlive": True,
+        "ThrottleInterval": 10, "ExitTimeOut": 20, "StandardOutPath": log,
+        "StandardErrorPath": log, "SoftResourceLimits": {"NumberOfFiles": 4096}}).decode()
+    head, mark, body = text.partition("<plist")
+    return head + "<!--\n%s\n-->\n" % "\n".join(notes) + mark + body
+
+
+def supervisord_unit(launch, slug, user, command, environ, notes):
+    import shlex
+
+    def plain(text):
+        return text.replace("%", "%%")
+    return "".join(f"; {note}\n" for note in notes) + SUPERVISORD_UNIT.format(
+        slug=slug, user=user, root=plain(REPO_ROOT),
+        command=plain(" ".join(map(shlex.quote, command))),
+        environment=",".join('%s="%s"' % (name, plain(value)) for name, value in environ.items()),
+        log=plain(os.path.join(launch.state_dir, slug + ".log")))
+
+
 # -- command line ------------------------------------------------------------------------------
 
 # What main() assumes of words that a replaced parse_args does not know.
 WORDS = dict.fromkeys("launch config foreground detach replace timeout no_browser status stop"
-                      " restart logs lines follow print_plan json".split())
+                      " restart logs lines follow print_plan unit json".split())
 
 
 def make_parser():
@@ -1846,13 +1914,14 @@ def make_parser():
         raise LaunchError(Exit.USAGE, problem, "bash start.sh --help lists every word")
 
     parser = argparse.ArgumentParser(
-        usage="bash start.sh [PORT] [options]", description="Start the server on PORT.",
-        epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        usage="bash start.sh [PORT] [options]", epilog=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = fail
     add = parser.add_argument
     add("port", metavar="PORT", nargs="?", help="port to serve on, 1-65535")
     add("--host", help="address to bind")
     add("--config", metavar="PATH", help="read this instead of bootstrap.cfg")
+    add("--unit", choices=sorted(UNITS), help="print a supervisor's file for this checkout")
     add("--timeout", metavar="SECONDS", help="how long a start may take to be healthy")
     add("-n", dest="lines", metavar="N", default=str(TAIL), help="--logs shows N lines")
     add("-f", dest="follow", action="store_true", help="--logs goes on as the log grows")
@@ -1909,8 +1978,8 @@ def main():
     options.timeout = options.timeout or APP.start_timeout
     for note in launch.notes:
         say(note)
-    commands = ((options.status, command_status), (options.stop, command_stop),
-                (options.restart, command_restart), (options.logs, command_logs), (True, start))
+    commands = ((options.status, command_status), (options.stop or options.restart, command_stop),
+                (options.logs, command_logs), (options.unit, command_unit), (True, start))
     return next(command for wanted, command in commands if wanted)(launch, options)
 
 
