@@ -23,6 +23,7 @@ if sys.version_info < (3, 8):
     sys.exit("bootstrap: Python 3.8 or newer is needed, this is %d.%d (%s)"
              % (sys.version_info[0], sys.version_info[1], sys.executable))
 
+import contextlib
 import errno
 import itertools
 import os
@@ -37,6 +38,7 @@ __version__ = "1.0.0"
 REPO_ROOT = os.path.dirname(os.path.realpath(__file__))
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8787
+BOOT_ID = "/proc/sys/kernel/random/boot_id"        # see random(4)
 HAS_PROC = os.path.exists("/proc/self/stat")
 
 FOREGROUND, DETACHED, LEAVE, REFUSE = "foreground", "detached", "leave alone", "refuse"
@@ -140,13 +142,6 @@ class Launch(namedtuple("Launch", "app settings additions notes")):
         """Path of the instance's lock, record or log."""
         return os.path.join(self.state_dir, "bootstrap-%d.%s" % (self.port, kind))
 
-    def forget(self):
-        """Remove the record, if nobody else did."""
-        try:
-            os.unlink(self.path("record"))
-        except FileNotFoundError:
-            pass
-
 
 class Health(namedtuple("Health", "code problem")):
     """Outcome of waiting for a server: true where it is healthy, else why it is not."""
@@ -155,13 +150,6 @@ class Health(namedtuple("Health", "code problem")):
 
     def __bool__(self):
         return self.code == Exit.OK
-
-
-class Names(dict):
-    """Fields of a template; one without a value is left as its name."""
-
-    def __missing__(self, name):
-        return name
 
 
 Setting = data("Setting", "value origin", "A value (None where there is none), and its origin.")
@@ -207,10 +195,7 @@ def __getattr__(name):
 
 
 def read_app(path=None):
-    """The App of this repository: from path (str), else bootstrap.cfg, else built-in.
-
-    Raises LaunchError (78) that names file, key and the valid keys.
-    """
+    """The App of this repository, from path (str), else bootstrap.cfg; LaunchError (78)."""
     source = path or os.path.join(REPO_ROOT, "bootstrap.cfg")
     if not path and not os.path.lexists(source):
         return OWN
@@ -227,28 +212,27 @@ def read_config(source):
     """Checked values of section [bootstrap] of the INI file at source, by key."""
     import configparser
     parser = configparser.ConfigParser(interpolation=None)
+
+    def fail(problem):
+        raise LaunchError(Exit.CONFIG, f"{source} {problem}",
+                          "valid keys in [bootstrap]: " + ", ".join(sorted(CONFIG_KEYS)))
     try:
         with open(source, encoding="utf-8-sig") as file:
             parser.read_file(file)
         section = parser["bootstrap"]
     except KeyError:
-        raise config_error(source, "has no section [bootstrap]")
+        fail("has no section [bootstrap]")
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        raise config_error(source, "cannot be read: " + " ".join(str(error).split()))
+        fail("cannot be read: " + " ".join(str(error).split()))
     given = {}
     for key, text in section.items():
         if key not in CONFIG_KEYS:
-            raise config_error(source, "has an unknown key %r" % key)
+            fail("has an unknown key %r" % key)
         try:
             given[key] = checked(text, *CONFIG_KEYS[key])
         except ValueError as error:
-            raise config_error(source, "%s = %s: %s" % (key, text, error))
+            fail("%s = %s: %s" % (key, text, error))
     return given
-
-
-def config_error(source, problem):
-    return LaunchError(Exit.CONFIG, "%s %s" % (source, problem),
-                       "valid keys in [bootstrap]: " + ", ".join(sorted(CONFIG_KEYS)))
 
 
 def checked(text, convert, is_good, wanted):
@@ -288,7 +272,16 @@ CONFIG_KEYS = {                 # key: how it is read, when it is good, what is 
 # -- .env --------------------------------------------------------------------------------------
 
 
-QUOTED = {"'": r"[^']*'", '"': r'[^"\\]*(?:\\.[^"\\]*)*"'}
+# Linear: an opening quote closes every one before it, so no two of them scan the same text.
+DOTENV = r"""
+    [^\S\n]* (?: \#[^\n]* )? (?: \n | \Z )
+  | [^\S\n]* (?: export [^\S\n]+ )? (?P<name> [A-Za-z_]\w* ) [^\S\n]* =
+    (?: [^\S\n]* (?: ' (?P<literal> [^']* ) ' | " (?P<quoted> [^"\\]* (?: \\. [^"\\]* )* ) " )
+        [^\S\n]* (?: \#[^\n]* )?
+      | (?! [^\S\n]* ['"] ) (?P<plain> [^\n]* ) ) (?: \n | \Z )
+  | (?P<bad> [^\n]* ) (?: \n | \Z )
+"""
+ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}
 
 
 def parse_dotenv(text):
@@ -297,74 +290,39 @@ def parse_dotenv(text):
     text: str, decoded with surrogateescape, so that a byte that is not UTF-8 spoils one entry
     only. The grammar is what python-dotenv and docker compose agree on.
     """
+    import re
     text = text.lstrip("\ufeff").replace("\r\n", "\n")
-    entries, complaints = [], []
-    start, number = 0, 1
-    while start < len(text):
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        try:
-            name, value, end = parse_assignment(text, start, end)
-            if name:
-                entries.append(Entry(name, value, number))
-        except ValueError as error:
-            complaints.append(Complaint(number, str(error)))
-        number += 1 + text.count("\n", start, end)
-        start = end + 1
+    entries, complaints, number = [], [], 1
+    for match in re.finditer(DOTENV, text, re.ASCII | re.VERBOSE | re.DOTALL):
+        name, value, quoted, plain, bad = match.groups()
+        if quoted is not None:
+            value = re.sub(r'\\([nt"\\])', lambda escape: ESCAPES[escape.group(1)], quoted)
+        elif plain is not None:
+            value = re.split(r"\s#", plain, 1)[0].strip() if "#" in plain else plain.strip()
+        complaint = complain(name, value, bad)
+        if complaint:
+            complaints.append(Complaint(number, complaint))
+        elif name:
+            entries.append(Entry(name, value, number))
+        number += match.group().count("\n")
     return entries, complaints
 
 
-def parse_assignment(text, start, end):
-    """(name, value, end of its last line) of the line text[start:end]; no name: a blank one."""
-    name, equals, rest = text[start:end].partition("=")
-    name = name.strip()
-    if not name and not equals or name[:1] == "#":
-        return "", "", end
-    if name[:6] == "export" and name[6:7].isspace():
-        name = name[6:].lstrip()
-    if not equals:
-        raise ValueError("no = follows the name")
-    if not (name.isascii() and name.isidentifier()):
-        raise ValueError("not a valid name before the =")
-    value = rest.strip()
-    if value[:1] in ("'", '"'):
-        value, end = parse_quoted(text, end - len(rest.lstrip()), name)
-    else:
-        mark = rest.find("#")
-        while mark >= 0 and not rest[mark - 1:mark].isspace():
-            mark = rest.find("#", mark + 1)
-        value = value if mark < 0 else rest[:mark].strip()
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("%s is not UTF-8" % name)
-    if "\0" in value:
-        raise ValueError("%s holds a NUL byte" % name)
-    return name, value, end
-
-
-def parse_quoted(text, opening, name):
-    """(value, end of its last line) of the quoted text that opens at this index.
-
-    Linear over the whole file: an opening quote closes every one before it.
-    """
-    import re
-    quote = text[opening]
-    rest = re.compile(QUOTED[quote], re.S).match(text, opening + 1)
-    if not rest:
-        raise ValueError("%s has a quote that is never closed" % name)
-    closing = rest.end() - 1
-    end = text.find("\n", closing)
-    end = len(text) if end < 0 else end
-    if text[closing + 1:end].strip()[:1] not in ("", "#"):
-        raise ValueError("%s has text after its closing quote" % name)
-    value = text[opening + 1:closing]
-    if quote == '"' and "\\" in value:
-        pieces = value.split("\\\\")
-        for escape, character in (("\\n", "\n"), ("\\t", "\t"), ('\\"', '"')):
-            pieces = [piece.replace(escape, character) for piece in pieces]
-        value = "\\".join(pieces)
-    return value, end
+def complain(name, value, bad):
+    """What is wrong with an entry, or with a line that is none; names it only if that is safe."""
+    if name:
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            return name + " is not UTF-8"
+        return name + " holds a NUL byte" if "\0" in value else ""
+    before, equals, _ = (bad or "").partition("=")
+    name = " ".join(before.split()[before.split()[:1] == ["export"]:])
+    if bad and not equals:
+        return "no = follows the name"
+    if bad and not (name.isascii() and name.isidentifier()):
+        return "not a valid name before the ="
+    return bad and name + " has a quote that is not closed, or text behind it"
 
 
 def read_dotenv(path):
@@ -387,10 +345,7 @@ def read_dotenv(path):
 
 
 def settle(app, options):
-    """The Launch that app, options (with port and host), the environment and .env lead to.
-
-    Raises LaunchError (78, or 2 for the command line) for a value that cannot be used.
-    """
+    """The Launch that app, command line, environment and .env lead to; LaunchError (2, 78)."""
     dotenv, notes = read_dotenv(os.path.join(REPO_ROOT, ".env"))
     file_wins = is_yes(os.environ.get(app.env("DOTENV_OVERRIDE")))
     ours = frozenset(app.env(name) for name in SETTINGS)
@@ -470,19 +425,14 @@ def observe():
     chain, at_init = read_ancestors(os.getppid())
     watcher = next((process for process in chain if not waits(process)), None)
     exec_pid = os.environ.get("SYSTEMD_EXEC_PID", "")
+    streams = ["%d:%d" % (file.st_dev, file.st_ino) for file in map(os.fstat, (1, 2))]
     return Facts(
         pid=os.getpid(), parent=os.getppid(), chain=chain, at_init=at_init,
         watcher=watcher.name if watcher else "",
         exec_pid=int(exec_pid) if exec_pid.isascii() and exec_pid.isdigit() else None,
-        journal=os.environ.get("JOURNAL_STREAM") in map(stream_name, (1, 2)),
+        journal=os.environ.get("JOURNAL_STREAM") in streams,
         marker=marker, terminal=os.isatty(0) and os.isatty(1),
         leader=os.getpgrp() == os.getpid())
-
-
-def stream_name(fd):
-    """Device and inode of an open file as JOURNAL_STREAM spells them, see systemd.exec(5)."""
-    status = os.fstat(fd)
-    return "%d:%d" % (status.st_dev, status.st_ino)
 
 
 def read_ancestors(pid):
@@ -514,11 +464,9 @@ def read_process(pid):
 
 def read_arguments(pid):
     """Arguments (list of str) of a process; [""] for a zombie, a kernel thread, a stranger."""
-    try:
-        with open("/proc/%d/cmdline" % pid, "rb") as file:
-            return file.read(65536).decode("utf-8", "replace").rstrip("\0").split("\0")
-    except OSError:
-        return [""]
+    with contextlib.suppress(OSError), open("/proc/%d/cmdline" % pid, "rb") as file:
+        return file.read(65536).decode("utf-8", "replace").rstrip("\0").split("\0")
+    return [""]
 
 
 def program_name(arguments):
@@ -570,10 +518,8 @@ def waits(process):
 
 
 def is_exec_pid_above(facts):
-    """Whether SYSTEMD_EXEC_PID is an ancestor that, like all between, only waits for us.
-
-    A shell with job control at a terminal is a person's, even as a unit's main process.
-    """
+    """Whether SYSTEMD_EXEC_PID is an ancestor that, like all between, only waits for us."""
+    # A shell with job control at a terminal is a person's, even as a unit's main process.
     above = itertools.takewhile(waits, facts.chain)
     return any(process.pid == facts.exec_pid for process in above) and not (
         facts.terminal and facts.leader)
@@ -587,29 +533,21 @@ def is_init_waiting(facts):
 
 ENGINE = "the container engine"
 EVIDENCE = (    # what holds, the mode, why, who tracks us, the variable that is not believed
-    (lambda facts: facts.pid == 1, FOREGROUND, "this is pid 1", ENGINE, None),
+    (lambda it: it.pid == 1, FOREGROUND, "this is pid 1", ENGINE, None),
     (is_init_waiting, FOREGROUND, "pid 1 waits for this process", ENGINE, None),
-    (lambda facts: facts.at_init is False,
-     DETACHED, "it entered this container from outside", None, None),
-    (lambda facts: facts.watcher in PARENTS,
-     FOREGROUND, "child of {watcher}", "{supervisor}", None),
-    (lambda facts: facts.watcher == "monit",
-     DETACHED, "child of monit, which wants a daemon", None, None),
-    (lambda facts: facts.exec_pid == facts.pid,
-     FOREGROUND, "SYSTEMD_EXEC_PID is this process", "systemd", None),
-    (is_exec_pid_above,
-     FOREGROUND, "SYSTEMD_EXEC_PID is the process that waits for this one", "systemd", None),
-    (lambda facts: facts.exec_pid is not None,
-     DETACHED, "it belongs to another process", None, "SYSTEMD_EXEC_PID"),
-    (lambda facts: facts.journal,
-     FOREGROUND, "JOURNAL_STREAM is this process's output", "systemd", None),
-    (lambda facts: facts.marker and facts.terminal,
-     DETACHED, "a person sits at this terminal", None, "{marker}"),
+    (lambda it: it.at_init is False, DETACHED, "entered this container from outside", None, None),
+    (lambda it: it.watcher in PARENTS, FOREGROUND, "child of {watcher}", "{supervisor}", None),
+    (lambda it: it.watcher == "monit", DETACHED, "child of monit, it wants daemons", None, None),
+    (lambda it: it.exec_pid == it.pid, FOREGROUND, "SYSTEMD_EXEC_PID is this pid", "systemd", None),
+    (is_exec_pid_above, FOREGROUND, "SYSTEMD_EXEC_PID waits for this process", "systemd", None),
+    (lambda it: it.exec_pid is not None, DETACHED, "it is another process's", None,
+     "SYSTEMD_EXEC_PID"),
+    (lambda it: it.journal, FOREGROUND, "JOURNAL_STREAM is this process's output", "systemd", None),
+    (lambda it: it.marker and it.terminal, DETACHED, "a person is at a terminal", None, "{marker}"),
     # launchd is pid 1 and nothing else proves it; elsewhere a marker alone proves nobody.
-    (lambda facts: facts.marker and facts.parent == 1,
-     FOREGROUND, "{marker} is set", "{setter}", None),
-    (lambda facts: facts.marker, FOREGROUND, "{marker} is set", None, None),
-    (lambda facts: True, DETACHED, "nothing supervises this process", None, None))
+    (lambda it: it.marker and it.parent == 1, FOREGROUND, "{marker} is set", "{setter}", None),
+    (lambda it: it.marker, FOREGROUND, "{marker} is set", None, None),
+    (lambda it: True, DETACHED, "nothing supervises this process", None, None))
 
 
 def judge(facts):
@@ -624,17 +562,18 @@ def tracking_fields(supervisor, facts=None):
     """What the record keeps of who tracks us: its name, its stop and its restart command."""
     cgroups = (line.rpartition(":")[2] for line in read_text("/proc/self/cgroup").splitlines())
     unit = next((path for path in cgroups if path.endswith(".service")), "")    # cgroups(7)
-    fields = dict(os.environ, uid=os.getuid(), unit=os.path.basename(unit) or "UNIT",
+    fields = dict(dict.fromkeys("SUPERVISOR_GROUP_NAME SUPERVISOR_PROCESS_NAME RC_SVCNAME name"
+                                " XPC_SERVICE_NAME folder".split(), "SERVICE"), **os.environ)
+    fields.update(uid=os.getuid(), unit=os.path.basename(unit) or "UNIT",
                   user="--user " if "/user@" in unit else "")
     try:
         watcher = next(process for process in facts.chain if process.name == facts.watcher)
         fields["folder"] = os.readlink("/proc/%d/cwd" % watcher.pid)
     except (OSError, StopIteration, AttributeError):
-        fields["folder"] = "SERVICE_FOLDER"
+        pass
     command, *verbs = SUPERVISORS.get(supervisor, ("", "", ""))
-    stop, restart = (command.format_map(Names(fields, verb=verb)) for verb in verbs)
+    stop, restart = (command.format_map(dict(fields, verb=verb)) for verb in verbs)
     return {"supervisor": supervisor or "", "stop_command": stop, "restart_command": restart}
-
 
 
 # -- interpreter and dependencies --------------------------------------------------------------
@@ -681,13 +620,13 @@ def companion_folders():
                    os.path.dirname(REPO_ROOT), os.path.expanduser("~"), "/usr/local/lib"):
         yield os.path.join(parent, APP.companion)
     command = find_program(APP.companion_command) if APP.companion_command else None
-    script = os.path.realpath(command) if command else ""
-    yield os.path.dirname(script)
-    for program in [script] + read_text(script, 4096).replace("#!", " ").replace('"', " ").split():
-        if program == script or os.path.basename(program).startswith("python"):
-            yield os.path.dirname(os.path.dirname(os.path.dirname(program)))
-            yield from site_folders(program)
-    yield from site_folders(setting_now("PYTHON") or sys.executable)
+    programs = [os.path.realpath(command)] if command else []
+    yield from map(os.path.dirname, programs)
+    words = read_text(programs[0], 4096).replace("#!", " ").replace('"', " ") if programs else ""
+    programs += [word for word in words.split() if os.path.basename(word).startswith("python")]
+    for program in programs + [setting_now("PYTHON") or sys.executable]:
+        yield os.path.dirname(os.path.dirname(os.path.dirname(program)))
+        yield from site_folders(program)
 
 
 def site_folders(python):
@@ -767,34 +706,33 @@ def lacks_dependencies(python, arguments):
 
 
 def make_environment(base, arguments):
-    """Make .venv from the interpreter base, or bring it up to date; returns its interpreter.
-
-    Its stamp is a hash of what it was made from: the arguments and the files they name.
-    """
+    """Make .venv, or bring it up to date; its stamp is a hash of all that it was made from."""
     import hashlib
     texts = [word + "\0" + read_text(os.path.join(REPO_ROOT, word)) for word in arguments]
     stamp = hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()
     python, kept = local_path("bin", "python"), local_path("bootstrap-stamp")
-    if read_text(kept) == stamp and is_program(python):
-        return python
-    lock = take_lock(local_path() + ".lock", 600.0, "an installation into .venv")
-    try:
-        if read_text(kept) != stamp or not is_program(python):
-            install_into(python, base, arguments)
-            write_file(kept, stamp)
-    finally:
-        os.close(lock)
+    if read_text(kept) != stamp or not is_program(python):
+        lock = take_lock(local_path() + ".lock", 600.0, "an installation into .venv")
+        try:
+            if read_text(kept) != stamp or not is_program(python):
+                install_into(python, base, arguments, is_program(python) and read_text(kept))
+                write_file(kept, stamp)
+        finally:
+            os.close(lock)
     return python
 
 
-def install_into(python, base, arguments):
+def install_into(python, base, arguments, is_complete):
     """Run the installers, their output on stderr; LaunchError (1) where one fails."""
+    import shutil
     import subprocess
     say("installing dependencies into %s" % local_path())
     uv = find_program("uv")
-    make = [uv, "venv", "--python", base] if uv else [base, "-m", "venv", "--clear"]
-    fill_it = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]
-    for command in ([] if is_program(python) else [make + [local_path()]]) + [fill_it + arguments]:
+    make = [uv, "venv", "--python", base] if uv else [base, "-m", "venv"]
+    fill = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]
+    if not is_complete:
+        shutil.rmtree(local_path(), ignore_errors=True)
+    for command in ([] if is_complete else [make + [local_path()]]) + [fill + arguments]:
         done = subprocess.run(command, cwd=REPO_ROOT, stdin=subprocess.DEVNULL, stdout=2)
         if done.returncode:
             problem = f"{' '.join(command)} ended with exit status {done.returncode}"
@@ -861,10 +799,7 @@ def choose_mode(verdict, options, launch):
 
 
 def plan_start(verdict, running, port_error):
-    """Choose what a start does; reads nothing but its arguments.
-
-    running: the record (dict) of the living instance, or None; port_error: LaunchError or None.
-    """
+    """The Plan for a Verdict, the record of a living instance, what stands against the port."""
     if running and verdict.mode == DETACHED:
         return Plan(LEAVE, "the instance runs already, pid %d" % running["pid"], running, None)
     if running:
@@ -882,10 +817,8 @@ def plan_start(verdict, running, port_error):
 def say(text, prefix="bootstrap: "):
     """One line to the operator, on stderr; a closed one is nobody's loss."""
     if sys.stderr is not None:
-        try:
+        with contextlib.suppress(OSError):
             print(prefix + text, file=sys.stderr, flush=True)
-        except OSError:
-            pass
 
 
 def show(text, end="\n"):
@@ -908,16 +841,13 @@ def printable(text):
 
 def read_text(path, limit=-1):
     """Content of a text file (its first limit characters), "" where it cannot be read."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(limit)
-    except OSError:
-        return ""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        return file.read(limit)
+    return ""
 
 
 def write_file(path, text):
     """Replace a file whole, private to its user; LaunchError (73, 74)."""
-    import contextlib
     fresh = "%s.%d" % (path, os.getpid())
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -931,17 +861,18 @@ def write_file(path, text):
 
 
 def state_error(path, error):
-    """LaunchError for the state folder: 74 where it is full, else 73."""
+    """The LaunchError for an OSError of the state folder: 74 where it is full, else 73."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return LaunchError(
-        Exit.IO_ERROR if full else Exit.CANNOT_CREATE, "%s: %s" % (path, error.strerror),
-        "make room there" if full else "set %s to a folder of yours" % APP.env("STATE_DIR"))
+    code = Exit.IO_ERROR if full else Exit.CANNOT_CREATE
+    remedy = "make room there" if full else f"set {APP.env('STATE_DIR')} to a folder of yours"
+    return LaunchError(code, f"{error.filename or path}: {error.strerror}", remedy)
 
 
 def take_lock(path, patience, what):
     """Descriptor that holds the lock, close-on-exec; waits at most patience seconds (flock(2))."""
     import fcntl
     try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise state_error(path, error)
@@ -966,9 +897,8 @@ def make_record(launch, pid, **fields):
     """What is kept of an instance (dict): its identity, and what its commands need."""
     process = read_process(pid)
     is_ours = process and os.getpid() in (pid, process.ppid)
-    return dict(fields, pid=pid, start=process.start if is_ours else "", boot=boot_id(),
-                launched=time.time(), url=server_url(launch), port=launch.port,
-                root=REPO_ROOT, version=__version__)
+    return dict(fields, pid=pid, start=process.start if is_ours else "",
+                boot=read_text(BOOT_ID).strip(), launched=time.time(), url=server_url(launch))
 
 
 def write_record(launch, record):
@@ -1018,11 +948,6 @@ def last_lines(path, count, from_byte=0, end=None):
 # -- effects: processes and ports --------------------------------------------------------------
 
 
-def boot_id():
-    """Identity of this boot of the kernel, "" where the system names none (random(4))."""
-    return read_text("/proc/sys/kernel/random/boot_id").strip()
-
-
 def process_table():
     """Every living Process by pid, without ourselves; from /proc, elsewhere from ps(1)."""
     if HAS_PROC:
@@ -1068,17 +993,15 @@ def family(record, table):
 
 def read_environ(pid):
     """Environment (dict of bytes) that a process was started with; empty if not for us to see."""
-    try:
-        with open("/proc/%d/environ" % pid, "rb") as file:
-            return dict(pair.partition(b"=")[::2] for pair in file.read().split(b"\0"))
-    except OSError:
-        return {}
+    with contextlib.suppress(OSError), open("/proc/%d/environ" % pid, "rb") as file:
+        return dict(pair.partition(b"=")[::2] for pair in file.read().split(b"\0"))
+    return {}
 
 
 def is_same(record, process):
     """Whether a Process is the recorded one: a recycled pid has another start time."""
     if HAS_PROC:
-        return record["start"] == process.start and record["boot"] == boot_id()
+        return record["start"] == process.start and record["boot"] == read_text(BOOT_ID).strip()
     started = time.mktime(time.strptime(process.start, "%a %b %d %H:%M:%S %Y"))
     return abs(started - record["launched"]) < 3
 
@@ -1107,7 +1030,6 @@ def end_family(record, grace):
     Returns the name of the strongest signal that was needed, "" where nothing lived;
     raises LaunchError (1) where a process belongs to another user or does not end.
     """
-    import contextlib
     import signal
     number, told, begin = signal.SIGTERM, {}, time.monotonic()
     while True:
@@ -1131,17 +1053,14 @@ def end_family(record, grace):
 
 
 def listening_sockets(port):
-    """User (str) by inode (str) of the TCP sockets that listen on a port (proc(5)).
-
-    The kernel lists listening sockets first, so reading stops at the first other one.
-    """
+    """User (str) by inode (str) of the TCP sockets that listen on a port (proc(5))."""
     found = {}
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             with open(path, "rb", buffering=4096) as file:
                 file.readline()
                 for fields in map(bytes.split, file):
-                    if fields[3] != b"0A":
+                    if fields[3] != b"0A":      # those that listen come first
                         break
                     if int(fields[1].rpartition(b":")[2], 16) == port:
                         found[fields[9].decode()] = fields[7].decode()
@@ -1180,11 +1099,8 @@ def listeners(port):
 
 
 def check_port(launch):
-    """The LaunchError (69 or 78) that stands against listening on host and port, or None.
-
-    With sockets passed by a supervisor there is nothing to bind (sd_listen_fds(3)).
-    """
-    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+    """The LaunchError (69 or 78) that stands against listening on host and port, or None."""
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):    # nothing to bind, sd_listen_fds(3)
         return None
     import socket
     host = launch.host.encode() if launch.host.isascii() else launch.host   # bytes: no idna
@@ -1272,11 +1188,10 @@ def split_url(url):
 
 def accepts(address):
     import socket
-    try:
+    with contextlib.suppress(OSError):
         socket.create_connection(address, timeout=SLICE).close()
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def probe(address, deadline, tcp, strict):
@@ -1416,12 +1331,10 @@ def progress_line(record):
 
 def open_browser(url):
     """Open url (str) in the person's browser; never raises."""
-    import contextlib
     # The drivers behind webbrowser are anybody's, and a browser is a courtesy.
     with contextlib.suppress(Exception):
         import webbrowser
         webbrowser.open(url)
-
 
 
 # -- effects: starts ---------------------------------------------------------------------------
@@ -1435,7 +1348,13 @@ def start(launch, options):
     agent_dir = discover_agent_dir()
     if options.print_plan:
         return print_plan(launch, options, verdict, agent_dir)
-    lock = lock_instance(launch, options, verdict)
+    lock = None
+    try:
+        lock = take_lock(launch.path("lock"), options.timeout, f"a start on port {launch.port}")
+    except LaunchError as error:
+        if verdict.mode == DETACHED or error.code == Exit.TAKEN:
+            raise
+        say(f"no record is kept: {error.problem}")
     try:
         running = find_running(launch)
         if running and options.replace and not tracking_supervisor(running):
@@ -1445,21 +1364,6 @@ def start(launch, options):
     finally:
         if lock is not None:
             os.close(lock)
-
-
-def lock_instance(launch, options, verdict):
-    """The lock of this instance; None where a foreground start has nowhere to keep it."""
-    try:
-        os.makedirs(launch.state_dir, mode=0o700, exist_ok=True)
-        return take_lock(launch.path("lock"), options.timeout,
-                         "another start on port %d" % launch.port)
-    except (OSError, LaunchError) as error:
-        is_ours = isinstance(error, LaunchError)
-        failure = error if is_ours else state_error(launch.state_dir, error)
-    if verdict.mode == DETACHED or failure.code == Exit.TAKEN:
-        raise failure
-    say("no record is kept: %s" % failure.problem)
-    return None
 
 
 def carry_out(plan, launch, options, verdict, facts, agent_dir, keep):
@@ -1504,11 +1408,8 @@ def become(launch, command, folder, tracking, keep):
 
 
 def heed_signals(handlers=None):
-    """Stop ignoring, or set to handlers, the signals that Python ignores from its start.
-
-    An ignored signal stays ignored across execve(2). Returns the handlers there were before;
-    outside the main thread nothing is changed.
-    """
+    """Stop ignoring (or set to handlers) what Python ignores from its start; the old handlers."""
+    # An ignored signal stays ignored across execve(2). Only the main thread may change one.
     import signal
     try:
         return {number: signal.signal(number, (handlers or {}).get(number, signal.SIG_DFL))
@@ -1545,7 +1446,7 @@ def detach(launch, command, folder, options):
             failure = None if health else abandon(launch, record, child, health)
     if failure:
         raise failure
-    return report_ready(launch, options, record)
+    return report(launch, options, record, "ready")
 
 
 def await_instance(launch, options, record, ended, signals=None):
@@ -1564,10 +1465,7 @@ def await_instance(launch, options, record, ended, signals=None):
 
 
 def owns_port(record, launch):
-    """Whether the instance's processes hold the port: True, False, or None where unknown.
-
-    A server whose first process has ended is from now on known by the one that listens.
-    """
+    """Whether the instance's processes hold the port: True, False, or None where unknown."""
     inodes = listening_sockets(launch.port)
     if not inodes:
         return None
@@ -1576,7 +1474,7 @@ def owns_port(record, launch):
     answers = [(holds_socket(process.pid, inodes), process)
                for process in family(record, process_table())]
     holder = next((process for holds, process in answers if holds), None)
-    if holder and not is_running(record):
+    if holder and not is_running(record):   # its first process has left it to this one
         record.update(pid=holder.pid, start=holder.start)
         write_record(launch, record)
     return True if holder else None if None in [holds for holds, _ in answers] else False
@@ -1595,13 +1493,11 @@ def end_of(child):
 
 
 def abandon(launch, record, child, health):
-    """End a child that did not become a healthy server, and all its children.
-
-    Returns the LaunchError that says why, with the end of the server's log.
-    """
+    """End a child that did not become a healthy server, and its children; the LaunchError."""
     end_family(record, launch.app.stop_timeout)
     child.poll()
-    launch.forget()
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(launch.path("record"))
     code = getattr(health, "code", Exit.NOT_HEALTHY)
     hint = "allow more with --timeout SECONDS; " if code == Exit.NOT_HEALTHY else ""
     return LaunchError(code, getattr(health, "problem", "the server is not healthy"),
@@ -1609,10 +1505,11 @@ def abandon(launch, record, child, health):
                        last_lines(record["log"], TAIL, record["from_byte"]))
 
 
-def report_ready(launch, options, record):
-    say("%s is ready, pid %d, log %s" % (launch.app.name, record["pid"], record["log"]))
+def report(launch, options, record, state):
+    """Say where the healthy server is, and show it to a person at a desktop."""
+    log = f", log {record['log']}" if record["log"] else ""
+    say(f"{launch.app.name} is {state}, pid {record['pid']}{log}")
     show(record["url"])
-    # A person sits at a desktop where there is a terminal, no ssh, and a display.
     display = sys.platform == "darwin" or any(map(os.environ.get, DISPLAYS))
     is_local = os.isatty(0) and os.isatty(1) and not os.environ.get("SSH_CONNECTION")
     if display and is_local and not options.no_browser:
@@ -1627,9 +1524,7 @@ def report_running(launch, options, record):
     if not health:
         problem = f"the instance runs already, pid {record['pid']}, but is {health.problem}"
         raise LaunchError(Exit.TAKEN, problem, "start it anew with --restart")
-    say("%s is already running, pid %d" % (launch.app.name, record["pid"]))
-    show(record["url"])
-    return Exit.OK
+    return report(launch, options, record, "already running")
 
 
 def print_plan(launch, options, verdict, agent_dir):
@@ -1674,16 +1569,14 @@ def tracking_supervisor(record):
 
 
 def stop_instance(launch, record, its_way="stop_command"):
-    """End the recorded instance; name of the signal, "" where it did not live.
-
-    Raises LaunchError (1) where a supervisor would bring it back, and names its_way.
-    """
+    """End the recorded instance; name of the signal, or LaunchError (1) where it is tracked."""
     tracker = tracking_supervisor(record)
     if tracker:
         problem = f"pid {record['pid']} is tracked by {tracker}, which would start it again"
         raise LaunchError(Exit.FAILED, problem, record[its_way])
     used = end_family(record, launch.app.stop_timeout)
-    launch.forget()
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(launch.path("record"))
     return used
 
 
@@ -1847,7 +1740,8 @@ UNITS = {                       # kind: where its file belongs, how it is starte
 def command_unit(launch, options):
     """Print a supervisor's file for this checkout, how to install it as comments at its top."""
     import pwd
-    slug = "".join(c if c.isascii() and c.isalnum() else "-" for c in launch.app.name.lower())
+    slug = "".join(c if c.isascii() and c.isalnum() else " " for c in launch.app.name.lower())
+    slug = "-".join(slug.split()) or "app"
     user, (place, *commands) = pwd.getpwuid(os.getuid()).pw_name, UNITS[options.unit]
     notes = [f"{launch.app.name}: save this as {place}, then", *commands]
     notes = [note.format(slug=slug, user=user) for note in notes] + [
@@ -1867,12 +1761,12 @@ def command_unit(launch, options):
 
 def systemd_unit(launch, _, user, command, environ, notes):
     def quoted(text):
-        return '"%s"' % text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+        return '"%s"' % text.replace("\\", "\\\\").replace('"', '\\"')
     return "".join(f"# {note}\n" for note in notes) + SYSTEMD_UNIT.format(
-        name=launch.app.name.replace("%", "%%"), root=REPO_ROOT.replace("%", "%%"),
+        name=launch.app.name, root=REPO_ROOT, user=user and f"User={user}\n",
+        target="multi-user.target" if user else "default.target",
         environment="\n".join("Environment=" + quoted("%s=%s" % pair) for pair in environ.items()),
-        user=user and f"User={user}\n", target="multi-user.target" if user else "default.target",
-        command=" ".join(quoted(word).replace("$", "$$") for word in command))
+        command=" ".join(quoted(word).replace("$", "$$") for word in command)).replace("%", "%%")
 
 
 def launchd_unit(launch, slug, _, command, environ, notes):
@@ -1889,14 +1783,10 @@ def launchd_unit(launch, slug, _, command, environ, notes):
 
 def supervisord_unit(launch, slug, user, command, environ, notes):
     import shlex
-
-    def plain(text):
-        return text.replace("%", "%%")
     return "".join(f"; {note}\n" for note in notes) + SUPERVISORD_UNIT.format(
-        slug=slug, user=user, root=plain(REPO_ROOT),
-        command=plain(" ".join(map(shlex.quote, command))),
-        environment=",".join('%s="%s"' % (name, plain(value)) for name, value in environ.items()),
-        log=plain(os.path.join(launch.state_dir, slug + ".log")))
+        slug=slug, user=user, root=REPO_ROOT, command=" ".join(map(shlex.quote, command)),
+        environment=",".join('%s="%s"' % pair for pair in environ.items()),
+        log=os.path.join(launch.state_dir, slug + ".log")).replace("%", "%%")
 
 
 # -- command line ------------------------------------------------------------------------------
@@ -1944,10 +1834,7 @@ def make_parser():
 
 
 def parse_args():
-    """Read sys.argv and resolve every setting; a namespace with port (int), host (str), ...
-
-    Raises LaunchError (2, 78), and SystemExit (0) once --help or --version is printed.
-    """
+    """sys.argv with every setting resolved: port (int), host (str), ...; LaunchError (2, 78)."""
     parser = make_parser()
     options = parser.parse_args()
     if options.version:

@@ -3,9 +3,9 @@
 
 Standard library only, Python 3.8 and newer. The main thread is an event loop that holds every
 conversation; it answers what is cheap and hands the rest to a bounded number of workers, so a slow
-client costs a socket and never a thread. Settings come from the environment, each after PREFIX:
-HOST, PORT, STATE_DIR, ALLOWED_HOSTS (host names, comma separated), TLS_CERT and TLS_KEY (both or
-none); and HERMES_HOME. Exit status: 0 when told to stop, 69 no such address, 78 a bad setting.
+client costs a socket and never a thread. Settings come from the environment, after PREFIX: HOST,
+PORT, STATE_DIR, ALLOWED_HOSTS (separated by commas), TLS_CERT and TLS_KEY (both or none); and
+HERMES_HOME. Exit status: 0 when told to stop, 69 for a taken address, 78 for a bad setting.
 """
 import collections
 import contextlib
@@ -23,21 +23,20 @@ import time
 import types
 from http import HTTPStatus
 
-# ---- constants -----------------------------------------------------------------------------------
+# ---- constants and data --------------------------------------------------------------------------
 NAME, PREFIX = "Hermes Web UI", "HERMES_WEBUI_"
-MAX_CONNECTIONS, MAX_STREAMS, MAX_WORKERS, MAX_ROWS, NOFILE = 1000, 64, 16, 500, 4096
+MAX_CONNECTIONS, MAX_STREAMS, MAX_WORKERS, MAX_ROWS, FILES = 1000, 64, 16, 500, 4096
 MAX_HEAD, MAX_FILE, DISK_FREE = 16 << 10, 16 << 20, 64 << 20  # bytes
 HEAD_SECONDS, IDLE_SECONDS, WRITE_SECONDS, STOP_SECONDS = 10.0, 15.0, 20.0, 10.0
 DRAIN_SECONDS, LOCK_SECONDS, BEAT_SECONDS = 0.3, 0.5, 2.0
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 HEAD = re.compile(r"([A-Z-]{1,32}) ([!-~]+) HTTP/1\.([01])"
                   r"((?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*)*)")  # RFC 9112, 3 and 5
-SECURITY = ("Allow: GET, HEAD\r\nCache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\n"
-            "X-Frame-Options: DENY\r\nReferrer-Policy: no-referrer\r\n"
-            "Cross-Origin-Resource-Policy: same-origin\r\n"
-            "Content-Security-Policy: default-src 'none'; frame-ancestors 'none'; ")
-POLICY = ("connect-src 'self'; img-src data:; style-src 'nonce-{0}'; script-src 'nonce-{0}'; "
-          "base-uri 'none'; form-action 'none'")  # CSP Level 3
+FIELDS = ("Allow: GET, HEAD\r\nCache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\n"
+          "X-Frame-Options: DENY\r\nReferrer-Policy: no-referrer\r\nCross-Origin-Resource-Policy: "
+          "same-origin\r\nContent-Security-Policy: default-src 'none'; frame-ancestors 'none'; ")
+POLICY = ("base-uri 'none'; form-action 'none'; connect-src 'self'; img-src data:; "
+          "style-src 'nonce-{0}'; script-src 'nonce-{0}'")  # CSP Level 3
 WANTS = {"SSLWantReadError": READ, "SSLWantWriteError": WRITE}
 TEXT, JSON, EVENTS = "text/plain; charset=utf-8", "application/json", "text/event-stream"
 SESSION = {"session_id": "session_id id", "title": "title", "source": "source", "model": "model",
@@ -49,8 +48,6 @@ SOURCES = {"sessions": ("{0.state_dir}/sessions", SESSION),
            "projects": ("{0.state_dir}/projects.json", PROJECT),
            "state_db": ("{0.home}/state.db", SESSION, "sessions", "started_at"),
            "projects_db": ("{0.home}/projects.db", PROJECT, "projects", "created_at")}
-
-# ---- data ----------------------------------------------------------------------------------------
 Request = collections.namedtuple("Request", "method path deep host close")
 Request.__doc__ = "Method, path str; deep bool, for every check; host str or None; close bool."
 Response = collections.namedtuple("Response", "status body type policy", defaults=(TEXT, ""))
@@ -61,8 +58,12 @@ class Refused(Exception):
     """A request that is not served: status (int) and reason (str)."""
 
 
-class Broken(Exception):
-    """State that cannot be had: reason (str, without any path), rows (list) that could be."""
+class Broken(OSError):
+    """State that cannot be had: strerror tells why, without any path; rows, list, could be had."""
+
+    def __init__(self, text, rows=()):
+        OSError.__init__(self, 0, text)
+        self.rows = rows
 
 
 def log(text, status=None):
@@ -71,11 +72,6 @@ def log(text, status=None):
         os.write(sys.stderr.fileno() if sys.stderr else -1, ("server: %s\n" % text).encode())
     if status:
         sys.exit(status)
-
-
-def reason(error):
-    """Why an OSError or Broken came up, str without any path."""
-    return getattr(error, "strerror", None) or str(error.args[0])
 
 
 # ---- requests and responses ----------------------------------------------------------------------
@@ -91,12 +87,11 @@ def parse_request(head):
         fields[name.lower()] = value.strip(" \t").lower()
     if minor == "1" and "host" not in fields:
         raise Refused(400, "no Host")
-    path, _, query = target.partition("?")
-    deep = re.search("(?:^|&)deep=(?:1|true|yes|on)(?:&|$)", query, re.I)
+    deep = re.search("[?&]deep=(?:1|true|yes|on)(?:&|$)", target, re.I)
     wish = fields.get("connection", "close" if minor == "0" else "")
-    # No body is wanted: a request that has one is answered, and the connection closed.
-    body = "transfer-encoding" in fields or fields.get("content-length", "0") != "0"
-    return Request(method, path, bool(deep), fields.get("host"), "close" in wish or body)
+    unwanted = "transfer-encoding" in fields or fields.get("content-length", "0") != "0"
+    return Request(method, target.partition("?")[0], bool(deep), fields.get("host"),
+                   "close" in wish or unwanted)  # no body is read: it ends the connection
 
 
 def host_name(authority):
@@ -116,13 +111,13 @@ def encode(response, close, head_only=False):
     length = "" if response.type == EVENTS else "Content-Length: %d\r\n" % len(response.body)
     head = "HTTP/1.1 %d %s\r\nContent-Type: %s\r\n%sConnection: %s\r\n%s%s\r\n\r\n" % (
         response.status, HTTPStatus(response.status).phrase, response.type, length,
-        "close" if close else "keep-alive", SECURITY, response.policy)
+        "close" if close else "keep-alive", FIELDS, response.policy)
     return head.encode() + (b"" if head_only else response.body)
 
 
 # ---- settings and state --------------------------------------------------------------------------
-def read_json(path, kind):
-    """The value in a JSON file, a `kind` (list or dict); raises OSError, Broken."""
+def read_json(path, kind=list):
+    """The value in a JSON file, a `kind` (list or dict); raises OSError."""
     with open(path, "rb") as file:
         data = file.read(MAX_FILE + 1)
     with contextlib.suppress(ValueError, RecursionError):
@@ -135,7 +130,7 @@ def read_json(path, kind):
 @functools.lru_cache(maxsize=2 * MAX_ROWS)
 def read_session(mtime_ns, size, path):
     """A session from its file, dict, {} if broken; read again where mtime_ns or size differ."""
-    with contextlib.suppress(OSError, Broken):
+    with contextlib.suppress(OSError):
         record = read_json(path, dict)
         messages = record.pop("messages", None)
         return dict({"message_count": len(messages) if isinstance(messages, list) else 0}, **record)
@@ -151,7 +146,7 @@ def read_folder(folder):
 
 
 def read_table(path, table, order):
-    """The newest rows of a SQLite table, list of dict, nothing changed; raises OSError, Broken."""
+    """The newest rows of a SQLite table, list of dict, nothing changed; raises OSError."""
     os.stat(path)
     import sqlite3
     import urllib.parse
@@ -187,11 +182,10 @@ class Settings:
         self.port = int(port)
 
     def read_source(self, source):
-        """What is told of the records in a source, list of dict; raises OSError, Broken."""
+        """What is told of the records in a source, list of dict; raises OSError."""
         path, fields, *table = SOURCES[source]
-        path = path.format(self)
-        rows = (read_table(path, *table) if table else read_folder(path) if source == "sessions"
-                else read_json(path, list))
+        read = read_table if table else read_folder if source == "sessions" else read_json
+        rows = read(path.format(self), *table)
         good = [row for row in rows if row and isinstance(row, dict)]
         told = [{field: next((row[key] for key in keys.split() if row.get(key) is not None), None)
                  for field, keys in fields.items()} for row in good]
@@ -207,19 +201,18 @@ class Settings:
                 rows += self.read_source(source)
             except FileNotFoundError:
                 continue
-            except (OSError, Broken) as error:
-                rows += error.args[1] if isinstance(error, Broken) and error.args[1:] else ()
-                problems.append("%s: %s" % (source, reason(error)))
+            except OSError as error:
+                rows += getattr(error, "rows", ())
+                problems.append("%s: %s" % (source, error.strerror))
         once = {str(next(iter(row.values()))): row for row in rows}
         return sorted(once.values(), reverse=True, key=lambda row: row["updated_at"] if isinstance(
             row.get("updated_at"), (int, float)) else 0), problems
 
     def tracked_by(self):
         """Who watches this process, str: as the launcher's record says, else its parent's name."""
-        with contextlib.suppress(OSError, ValueError):
-            with open("%s/bootstrap-%d.record" % (self.state_dir, self.port)) as file:
-                known = dict(line.rstrip("\n").partition("=")[::2] for line in file)
-            if known.get("pid") == str(os.getpid()):
+        with contextlib.suppress(OSError):
+            known = read_json("%s/bootstrap-%d.record" % (self.state_dir, self.port), dict)
+            if known.get("pid") == os.getpid():
                 return known.get("supervisor") or "nobody"
         with contextlib.suppress(OSError, ValueError), open("/proc/%d/comm" % os.getppid()) as file:
             return file.read().strip()
@@ -227,104 +220,16 @@ class Settings:
 
 
 # ---- health --------------------------------------------------------------------------------------
-def check_descriptors(server):
-    """Room for more files and sockets; the descriptor that lists them is not counted."""
-    used, limit = len(os.listdir("/dev/fd")) - 1, server.limits[0]
-    if 0 < limit * 0.9 < used:
-        raise Broken("%d of %d are open" % (used, limit))
-    return {"open": used, "limit": limit}
-
-
-def check_disk(server):
-    """Room in the state folder."""
-    disk = os.statvfs(server.settings.state_dir)
-    if disk.f_bavail * disk.f_frsize < DISK_FREE:
-        raise Broken("%d MB are left" % (disk.f_bavail * disk.f_frsize >> 20))
-    return {"free_bytes": disk.f_bavail * disk.f_frsize}
-
-
-CHECKS = {"stream_lock": lambda server: {"count": server.streams.count()},
-          "file_descriptors": check_descriptors, "disk": check_disk}
-CHECKS.update((name, lambda server, name=name: {"count": len(server.settings.read_source(name))})
-              for name in SOURCES)
-
-
-def run_check(check, server):
+def run_check(check):
     """A check's outcome, dict: status (ok, missing, error), ms, and why it failed."""
     start, result = time.perf_counter(), {"status": "ok"}
     try:
-        result.update(check(server))
+        result.update(check())
     except FileNotFoundError:
         result["status"] = "missing"
-    except (OSError, Broken) as error:
-        result.update(status="error", why=reason(error))
+    except OSError as error:
+        result.update(status="error", why=error.strerror)
     return dict(result, ms=round((time.perf_counter() - start) * 1000, 3))
-
-
-class App:
-    """What is served, and the numbers that it tells."""
-
-    def __init__(self, settings):
-        self.settings, self.limits = settings, resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.born, self.started = round(time.time(), 3), time.monotonic()
-        self.accepted, self.latest, self.responses = 0, None, collections.Counter()
-        self.connections, self.streams = {}, Streams(self)
-
-    def vitals(self, deep=False):
-        """Status, and what /health says, dict: degraded where a check or the stream count fails."""
-        report = {"status": "ok", "active_streams": None, "started_at": self.born,
-                  "uptime_seconds": round(time.monotonic() - self.started, 3),
-                  "accept_loop": {"requests_total": self.accepted, "last_request_at": self.latest},
-                  "file_limit": dict(zip(("soft", "hard"), self.limits))}
-        with contextlib.suppress(Broken):
-            report["active_streams"] = self.streams.count()
-        if deep:
-            report["checks"] = {name: run_check(check, self) for name, check in CHECKS.items()}
-        if report["active_streams"] is None or deep and any(
-                check["status"] == "error" for check in report["checks"].values()):
-            report["status"] = "degraded"
-        return 200 if report["status"] == "ok" else 503, report
-
-    def snapshot(self):
-        """What the page shows, dict: deep health, a request to itself, who tracks it, sessions."""
-        rows = self.settings.gather("state_db", "sessions")[0]
-        return dict(self.vitals(deep=True)[1], probe_ms=self.probe(BEAT_SECONDS), beat=BEAT_SECONDS,
-                    tracked_by=self.settings.tracked_by(), python=sys.version.split()[0],
-                    sessions=rows[:5], session_count=len(rows))
-
-    def metrics(self, request):
-        """/metrics, in the Prometheus text format 0.0.4."""
-        rows = [("webui_connections_accepted_total counter", self.accepted),
-                ("webui_connections gauge", len(self.connections)),
-                ("webui_active_streams gauge", len(self.streams.all)),
-                ("webui_uptime_seconds gauge", time.monotonic() - self.started),
-                ("process_open_fds gauge", len(os.listdir("/dev/fd")) - 1),
-                ("process_max_fds gauge", self.limits[0]),
-                ("process_cpu_seconds_total counter", sum(os.times()[:2]))]
-        lines = ["# TYPE %s\n%s %s" % (name, name.split()[0], value) for name, value in rows]
-        lines += ["# TYPE webui_responses_total counter"] + [
-            'webui_responses_total{code="%d"} %d' % row for row in sorted(self.responses.items())]
-        return reply(200, "\n".join(lines))._replace(type="text/plain; version=0.0.4")
-
-    def sessions(self, request):
-        """/api/sessions: sessions and projects as they are on disk."""
-        sessions, problems = self.settings.gather("state_db", "sessions")
-        projects, more = self.settings.gather("projects_db", "projects")
-        return reply(200, dict(sessions=sessions, projects=projects, problems=problems + more))
-
-    def page(self, request):
-        """/: the page; its own style and script alone are allowed, by a nonce."""
-        nonce = os.urandom(16).hex()
-        body = PAGE.replace("{nonce}", nonce).replace("{name}", NAME)
-        return Response(200, body.encode(), "text/html; charset=utf-8", POLICY.format(nonce))
-
-
-ROUTES = {"/": App.page, "/metrics": App.metrics, "/api/sessions": App.sessions,
-          "/health": lambda app, request: reply(*app.vitals(request.deep)),
-          "/api/events": lambda app, request: (
-              Response(200, b"retry: 1000\n\n", EVENTS) if len(app.streams.all) < MAX_STREAMS
-              else reply(503, "too many streams"))}  # WHATWG HTML, 9.2: server-sent events
-SLOW = ("/metrics", "/api/sessions")  # for a worker, as is deep health
 
 
 # ---- streams -------------------------------------------------------------------------------------
@@ -350,8 +255,7 @@ class Streams:
             self.wake.clear()
             self.send(b": beat\n\n")
             if self.all:
-                report = json.dumps(self.server.snapshot(), default=str)
-                self.send(b"event: status\ndata: %s\n\n" % report.encode())
+                self.send(b"event: status\ndata: %s\n" % reply(200, self.server.snapshot()).body)
 
     def send(self, event):
         """Send to all; forget those who left, and those who do not take it at once."""
@@ -370,11 +274,18 @@ class Streams:
 
 
 # ---- the event loop ------------------------------------------------------------------------------
-class Server(App):
-    """The event loop and what it owns: listeners, conversations, workers."""
+class Server:
+    """What is served, and the event loop that serves it."""
 
     def __init__(self, settings, listeners, inherited=False):
-        App.__init__(self, settings)
+        self.settings, self.limits = settings, resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.born, self.started = round(time.time(), 3), time.monotonic()
+        self.accepted, self.latest, self.responses = 0, None, collections.Counter()
+        self.connections, self.streams = {}, Streams(self)
+        self.checks = {"stream_lock": lambda: {"count": self.streams.count()},
+                       "file_descriptors": self.check_descriptors, "disk": self.check_disk}
+        self.checks.update((name, lambda name=name: {"count": len(settings.read_source(name))})
+                           for name in SOURCES)
         self.listeners, self.inherited, self.stopping = listeners, inherited, None
         self.tls, self.again = None, (BlockingIOError,)
         if settings.cert:
@@ -387,6 +298,64 @@ class Server(App):
         self.selector, (self.bell, self.clapper) = selectors.DefaultSelector(), socket.socketpair()
         for sock in listeners + [self.bell, self.clapper]:
             sock.setblocking(False)
+
+    def check_descriptors(self):
+        """Room for more files and sockets; the descriptor that lists them is not counted."""
+        used, limit = len(os.listdir("/dev/fd")) - 1, self.limits[0]
+        if 0 < limit * 0.9 < used:
+            raise Broken("%d of %d are open" % (used, limit))
+        return {"open": used, "limit": limit}
+
+    def check_disk(self):
+        """Room in the state folder."""
+        disk = os.statvfs(self.settings.state_dir)
+        if disk.f_bavail * disk.f_frsize < DISK_FREE:
+            raise Broken("%d MB are left" % (disk.f_bavail * disk.f_frsize >> 20))
+        return {"free_bytes": disk.f_bavail * disk.f_frsize}
+
+    def vitals(self, deep=False):
+        """Status, and what /health says, dict: degraded where a check or the stream count fails."""
+        report = {"status": "ok", "active_streams": None, "started_at": self.born,
+                  "uptime_seconds": round(time.monotonic() - self.started, 3),
+                  "accept_loop": {"requests_total": self.accepted, "last_request_at": self.latest},
+                  "file_limit": dict(zip(("soft", "hard"), self.limits))}
+        with contextlib.suppress(Broken):
+            report["active_streams"] = self.streams.count()
+        if deep:
+            report["checks"] = {name: run_check(check) for name, check in self.checks.items()}
+        if report["active_streams"] is None or deep and any(
+                check["status"] == "error" for check in report["checks"].values()):
+            report["status"] = "degraded"
+        return 200 if report["status"] == "ok" else 503, report
+
+    def snapshot(self):
+        """What the page shows, dict: deep health, a request to itself, who tracks it, sessions."""
+        rows = self.settings.gather("state_db", "sessions")[0]
+        return dict(self.vitals(deep=True)[1], probe_ms=self.probe(BEAT_SECONDS), beat=BEAT_SECONDS,
+                    tracked_by=self.settings.tracked_by(), session_count=len(rows))
+
+    def metrics(self, request):
+        """/metrics, in the Prometheus text format 0.0.4."""
+        rows = (("webui_connections_accepted_total counter", self.accepted),
+                ("webui_connections gauge", len(self.connections)),
+                ("webui_active_streams gauge", len(self.streams.all)),
+                ("process_open_fds gauge", len(os.listdir("/dev/fd")) - 1),
+                ("process_max_fds gauge", self.limits[0]))
+        lines = ["# TYPE %s\n%s %s" % (name, name.split()[0], value) for name, value in rows]
+        lines += ['webui_responses_total{code="%d"} %d' % r for r in sorted(self.responses.items())]
+        return reply(200, "\n".join(lines))._replace(type="text/plain; version=0.0.4")
+
+    def sessions(self, request):
+        """/api/sessions: sessions and projects as they are on disk."""
+        sessions, problems = self.settings.gather("state_db", "sessions")
+        projects, more = self.settings.gather("projects_db", "projects")
+        return reply(200, dict(sessions=sessions, projects=projects, problems=problems + more))
+
+    def page(self, request):
+        """/: the page; its own style and script alone are allowed, by a nonce."""
+        nonce = os.urandom(16).hex()
+        body = PAGE.replace("{nonce}", nonce).replace("{name}", NAME)
+        return Response(200, body.encode(), "text/html; charset=utf-8", POLICY.format(nonce))
 
     def run(self):
         """Serve until a signal asks to stop and what was under way is answered."""
@@ -411,16 +380,13 @@ class Server(App):
         signal.alarm(int(STOP_SECONDS) + 2)
 
     def woken(self, bell):
-        """A worker is done, or a signal asks to stop: shut the door, and take in who waits there.
-
-        The queue of a passed socket is the next process's.
-        """
+        """A worker is done, or a signal asks to stop: shut the door, take in who waits there."""
         bell.recv(4096)
         if not self.stopping or not self.listeners:
             return
         notify("STOPPING=1\nSTATUS=Answering what is under way")
         for sock in self.listeners:
-            if not self.inherited:
+            if not self.inherited:  # else its queue is for the next process
                 self.accept(sock)
             if sock in self.selector.get_map():
                 self.selector.unregister(sock)
@@ -444,13 +410,17 @@ class Server(App):
                 return self.selector.unregister(listener)
             self.accepted, self.latest = self.accepted + 1, round(time.time(), 3)
             sock.setblocking(False)
-            if self.tls:
-                sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-            full = len(self.connections) >= MAX_CONNECTIONS and reply(503, "too many connections")
-            conn = types.SimpleNamespace(sock=sock, inbox=bytearray(), events=0, phase="read")
-            conn.talk, conn.deadline = self.talk(conn, full), time.monotonic() + HEAD_SECONDS
-            self.connections[sock] = conn
-            self.step(sock)
+            with contextlib.suppress(OSError):  # a client may leave before TLS begins
+                self.welcome(self.tls.wrap_socket(
+                    sock, server_side=True, do_handshake_on_connect=False) if self.tls else sock)
+
+    def welcome(self, sock):
+        """Begin a conversation."""
+        full = len(self.connections) >= MAX_CONNECTIONS and reply(503, "too many connections")
+        conn = self.connections[sock] = types.SimpleNamespace(
+            sock=sock, inbox=bytearray(), events=0, phase="read")
+        conn.talk, conn.deadline = self.talk(conn, full), time.monotonic() + HEAD_SECONDS
+        self.step(sock)
 
     def step(self, sock, value=None, error=None):
         """Let a conversation go on, with a worker's answer or an error, until it must wait."""
@@ -521,8 +491,7 @@ class Server(App):
 
     def read_request(self, conn):
         """Generator: the next Request; raises Refused, and OSError where the client left."""
-        end = conn.inbox.find(b"\r\n\r\n", 0, MAX_HEAD)
-        while end < 0:
+        while b"\r\n\r\n" not in conn.inbox[:MAX_HEAD]:
             if len(conn.inbox) >= MAX_HEAD:
                 raise Refused(431, "the head is too large")
             if conn.inbox and not conn.inbox[:1].isupper():
@@ -531,10 +500,8 @@ class Server(App):
             if not data:
                 raise ConnectionError("the client left")
             conn.inbox += data
-            end = conn.inbox.find(b"\r\n\r\n", 0, MAX_HEAD)
-        head = bytes(conn.inbox[:end])
-        del conn.inbox[:end + 4]
-        return parse_request(head)
+        head, _, conn.inbox = conn.inbox.partition(b"\r\n\r\n")
+        return parse_request(bytes(head))
 
     def respond(self, conn, request):
         """The Response to a Request, or None while a worker has it."""
@@ -543,18 +510,15 @@ class Server(App):
             name = conn.sock.getsockname()  # a client may call us by the address it reached
             if not isinstance(name, tuple) or host != name[0].replace("::ffff:", ""):
                 return reply(403, "this host name is not served here")
-        if request.method not in ("GET", "HEAD"):
-            return reply(405, "GET and HEAD only")
-        if not handler:
-            return reply(404, "not found")
+        if not handler or request.method not in ("GET", "HEAD"):
+            return reply(405, "GET and HEAD only") if handler else reply(404, "not found")
         if request.path not in SLOW and not request.deep:
             return handler(self, request)
         if self.workers >= MAX_WORKERS:
             return reply(503, "too busy")
         self.workers += 1
         conn.phase, conn.deadline = "work", float("inf")
-        threading.Thread(target=self.work, args=(conn.sock, request), daemon=True).start()
-        return None
+        return threading.Thread(target=self.work, args=(conn.sock, request), daemon=True).start()
 
     def work(self, sock, request):
         """A worker. A bug ends it, with a traceback in the log and a 500 for the client."""
@@ -583,9 +547,16 @@ class Server(App):
     def keep_watchdog(self, limit):
         """Ping twice in `limit` seconds, if a request is answered (sd_watchdog_enabled(3))."""
         while not threading.Event().wait(limit / 2):
-            took = self.probe(limit / 2)
-            if took is not None:
-                notify("WATCHDOG=1\nSTATUS=Answers in %.1f ms" % took)
+            if self.probe(limit / 2) is not None:
+                notify("WATCHDOG=1\nSTATUS=Serving %d streams" % len(self.streams.all))
+
+
+ROUTES = {"/": Server.page, "/metrics": Server.metrics, "/api/sessions": Server.sessions,
+          "/health": lambda server, request: reply(*server.vitals(request.deep)),
+          "/api/events": lambda server, request: (  # WHATWG HTML, 9.2: server-sent events
+              Response(200, b"retry: 1000\n\n", EVENTS) if MAX_STREAMS > len(server.streams.all)
+              + len(server.streams.arrivals) else reply(503, "too many streams"))}
+SLOW = ("/metrics", "/api/sessions")  # for a worker, as is deep health
 
 
 # ---- sockets and supervisors ---------------------------------------------------------------------
@@ -594,53 +565,48 @@ def open_listeners(settings):
     count = os.environ.get("LISTEN_FDS", "")  # sd_listen_fds(3)
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and count.isdigit() and int(count):
         return [socket.socket(fileno=3 + number) for number in range(int(count))], True
-    v6, wildcard = ":" in settings.host, settings.host == "::" and socket.has_dualstack_ipv6()
+    address = settings.host, settings.port
     try:
         return [socket.create_server(
-            (settings.host, settings.port), backlog=1024, dualstack_ipv6=wildcard,
-            family=socket.AF_INET6 if v6 else socket.AF_INET)], False
+            address, family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
+            backlog=1024, dualstack_ipv6=settings.host == "::")], False
     except OSError as error:
-        where = "%s, port %d" % (settings.host, settings.port)
-        return log("cannot listen on %s: %s" % (where, error.strerror), 69)
+        return log("cannot listen on %s, port %d: %s" % (*address, error.strerror), 69)
 
 
 def notify(message):
     """Tell the service manager, as sd_notify(3) does; nobody there is fine."""
     path = re.sub("^@", "\0", os.environ.get("NOTIFY_SOCKET", ""))
-    if path:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(1.0)
-            sock.connect(path)
-            sock.send(message.encode())
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(1.0)
+        sock.connect(path)
+        sock.send(message.encode())
 
 
 # ---- the page ------------------------------------------------------------------------------------
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>
 <meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,"><style nonce="{nonce}">
-:root{--bg:#faf9f7;--card:#fff;--ink:#1d1f21;--soft:#63676c;--rule:#e6e3de;--ok:#23704f;--no:#b3261e}
-@media(prefers-color-scheme:dark){:root{--bg:#141517;--card:#1b1d20;--ink:#e8e6e3;--soft:#9a9ea5;
---rule:#2b2e33;--ok:#63c79a;--no:#ff8a80}}
-body{margin:0 auto;max-width:56rem;padding:1.5rem clamp(1rem,4vw,2.5rem);background:var(--bg);
-color:var(--ink);font:16px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums;
-overflow-wrap:anywhere}
-header,#reason,h2,small,caption,footer{color:var(--soft);font-size:.9rem;font-weight:400}
+:root{--bg:#faf9f7;--card:#fff;--ink:#1d1f21;--dim:#5f646a;--rule:#e6e3de;--ok:#1f7350;--no:#b3261e}
+@media(prefers-color-scheme:dark){:root{--bg:#0f1114;--card:#1b1d20;--ink:#e8e6e3;--dim:#9a9ea5;
+--rule:#2b2e33;--ok:#6ccb9f;--no:#ff8a80}}body{margin:0 auto;max-width:56rem;
+padding:1.5rem clamp(1rem,4vw,2.5rem);background:var(--bg);color:var(--ink);
+font:16px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+header,#reason,h2,small,caption,footer{color:var(--dim);font-size:.9rem;font-weight:400}
 header{display:flex;justify-content:space-between}h2{margin:0}caption{text-align:left}
-h1{margin:2rem 0 .2rem;font-size:clamp(1.9rem,6vw,2.8rem);line-height:1.15}
-h1::before{content:"";display:inline-block;width:.42em;height:.42em;margin:0 .35em .08em 0;
-border:2px solid;border-radius:50%}h1.ok::before{color:var(--ok);background:var(--ok)}
-h1.bad::before{color:var(--no);background:var(--no);border-radius:2px}
-#facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.6rem,1fr));margin:2rem 0;
-background:var(--card);border:1px solid var(--rule);border-radius:12px;overflow:hidden}
-#facts div{padding:1rem 1.1rem;box-shadow:0 0 0 1px var(--rule)}#facts .wide{grid-column:1/-1}
-b{display:block;font-size:1.35rem}td.ok{color:var(--ok)}.error{color:var(--no)}
-svg{display:block;width:100%;height:44px;margin:.4rem 0;fill:none;stroke-width:1.6;stroke:var(--ok)}
-path{vector-effect:non-scaling-stroke}#gaps{stroke:var(--no);stroke-width:3}
-#lists{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,19rem),1fr));
-gap:2rem 3rem;margin-bottom:2rem}table{border-collapse:collapse}tbody{vertical-align:baseline}
-td{padding:.45rem .5rem .45rem 0;border-top:1px solid var(--rule)}
-td:last-child{padding-right:0;color:var(--soft);text-align:right;white-space:nowrap}
-a{color:inherit;margin-right:1.4rem}.stale section{opacity:.45}</style>
+h1{margin:2rem 0 .2rem;font-size:clamp(1.9rem,6vw,2.8rem);line-height:1.15}h1::before{content:"";
+display:inline-block;width:.42em;height:.42em;margin:0 .35em .08em 0;border:2px solid;
+border-radius:50%}h1.ok::before{color:var(--ok);background:var(--ok)}h1.bad::before{color:var(--no);
+background:var(--no);border-radius:2px}#facts{display:grid;
+grid-template-columns:repeat(auto-fit,minmax(9.6rem,1fr));margin:2rem 0;background:var(--card);
+border:1px solid var(--rule);border-radius:12px;overflow:hidden}#facts div{padding:1rem 1.1rem;
+box-shadow:0 0 0 1px var(--rule)}#facts .wide{grid-column:1/-1}b{display:block;font-size:1.35rem}
+td.ok{color:var(--ok)}.error{color:var(--no)}svg{display:block;width:100%;height:44px;
+margin:.4rem 0;fill:none;stroke-width:1.6;stroke:var(--ok)}path{vector-effect:non-scaling-stroke}
+#gaps{stroke:var(--no);stroke-width:3}table{width:100%;margin-bottom:2rem;border-collapse:collapse}
+tbody{vertical-align:baseline}td{padding:.45rem .5rem .45rem 0;border-top:1px solid var(--rule)}
+td:last-child{padding-right:0;color:var(--dim);text-align:right;white-space:nowrap}a{color:inherit;
+margin-right:1.4rem}.stale section{opacity:.45}</style>
 <header><span>{name}</span><span id="link">connecting</span></header>
 <main><h1 id="verdict" role="status">One moment</h1><p id="reason">Asking the server how it is.</p>
 <section id="facts" aria-label="Facts"><div class="wide"><h2>Accept loop</h2><b id="loop">–</b>
@@ -649,29 +615,18 @@ a{color:inherit;margin-right:1.4rem}.stale section{opacity:.45}</style>
 <div><h2>Up for</h2><b id="uptime">–</b></div><div><h2>Watched by</h2><b id="tracked">–</b></div>
 <div><h2>Open streams</h2><b id="streams">–</b></div><div><h2>Sessions</h2><b id="count">–</b></div>
 <div><h2>File descriptors</h2><b id="files">–</b></div></section>
-<section id="lists"><table><caption>Checks</caption><tbody id="checks"></tbody></table>
-<table><caption>Latest sessions</caption><tbody id="latest"></tbody></table></section></main>
+<section><table><caption>Checks</caption><tbody id="checks"></tbody></table></section></main>
 <footer><a href="/health?deep=1">Health</a><a href="/metrics">Metrics</a>
 <a href="/api/sessions">Sessions</a></footer><script nonce="{nonce}">
-'use strict';
 const $ = id => document.getElementById(id), samples = [];
 const put = (id, text) => { if ($(id).textContent !== String(text)) $(id).textContent = text; };
-const ms = time => time.toFixed(time < 10 ? 1 : 0) + ' ms';
-const fill = (id, rows) => $(id).replaceChildren(...rows.map(cells => {
-  const row = document.createElement('tr');
-  cells.forEach(text => { Object.assign(row.insertCell(), {textContent: text, className: text}); });
-  return row;
-}));
-const span = time => time < 60 ? Math.floor(time) + ' s' : time < 3600 ? Math.floor(time / 60) +
-  ' min' : time < 86400 ? (time / 3600).toFixed(1) + ' h' : (time / 86400).toFixed(1) + ' days';
+const span = time => (time < 86400 ? '' : Math.floor(time / 86400) + ' d ') +
+  new Date(time * 1000).toISOString().slice(11, 19);
 let source, retry, last, heard;
 function verdict(style, text, reason) {
-  $('verdict').className = style;
-  document.body.className = style ? '' : 'stale';
+  [$('verdict').className, document.body.className] = [style, style ? '' : 'stale'];
   document.title = (style === 'ok' ? '' : text + ' · ') + '{name}';
-  put('verdict', text);
-  put('reason', reason);
-  put('link', style ? 'live' : 'connecting');
+  put('verdict', text), put('reason', reason), put('link', style ? 'live' : 'connecting');
 }
 function plot() {
   const top = Math.max(5, ...samples), gap = i => i < 0 || samples[i] === null;
@@ -686,38 +641,33 @@ function show(now) {
   for (const [key, check] of checks) if (check.why) sick.push(`${key}: ${check.why}.`);
   if (sick.length) verdict('bad', 'Not well', sick.join(' '));
   else verdict('ok', 'Healthy', `All ${checks.length} checks passed, and it answers itself.`);
-  [last, heard] = [now, performance.now()];
-  samples.splice(0, samples.push(now.probe_ms) - 60);
-  plot();
-  put('loop', stuck ? 'does not answer' : 'answers in ' + ms(now.probe_ms));
+  last = now, heard = performance.now(), samples.splice(0, samples.push(now.probe_ms) - 60);
+  plot(), put('loop', stuck ? 'does not answer' : 'answers in ' + now.probe_ms + ' ms');
   put('accepted', now.accept_loop.requests_total + ' connections; one to itself with every beat');
-  put('tracked', now.tracked_by);
-  put('count', now.session_count);
-  put('streams', now.active_streams ?? 'unknown');
-  put('files', `${files.open ?? 'too many'} of ${now.file_limit.soft}`);
-  fill('checks', checks.map(([key, check]) => [key.replace('_', ' '), check.status, ms(check.ms)]));
-  fill('latest', now.sessions.map(session => [session.title || session.session_id,
-    (session.message_count || 0) + ' messages']));
+  put('tracked', now.tracked_by), put('count', now.session_count);
+  put('streams', now.active_streams), put('files', `${files.open ?? '?'} of ${files.limit ?? '?'}`);
+  $('checks').replaceChildren(...checks.map(([key, check]) => {
+    const row = document.createElement('tr');
+    for (const text of [key.replace('_', ' '), check.status, check.ms + ' ms'])
+      Object.assign(row.insertCell(), {textContent: text, className: text});
+    return row;
+  }));
 }
 function connect(delay, text, reason) {
-  if (source) source.close();
-  clearTimeout(retry);
-  last = null;
-  samples.length = 0;
-  verdict('', text, reason);
+  quit(), verdict('', text, reason), last = null, samples.length = 0;
   retry = setTimeout(() => {
     source = new EventSource('/api/events');
     source.addEventListener('status', event => show(JSON.parse(event.data)));
     source.onerror = lose;
   }, delay);
 }
+const quit = () => { clearTimeout(retry); if (source) source.close(); };
 const lose = () => connect(1000, 'Not reachable', 'Trying again every second.');
 setInterval(() => {
   const quiet = (performance.now() - heard) / 1000;
-  if (last && quiet > 4 * last.beat) lose();
-  if (last) put('uptime', span(last.uptime_seconds + quiet));
+  if (last) quiet > 4 * last.beat ? lose() : put('uptime', span(last.uptime_seconds + quiet));
 }, 500);
-addEventListener('pagehide', () => { clearTimeout(retry); source.close(); });
+addEventListener('pagehide', quit);
 addEventListener('pageshow', () => connect(0, 'One moment', 'Asking the server how it is.'));
 </script>
 """
@@ -727,14 +677,13 @@ addEventListener('pageshow', () => connect(0, 'One moment', 'Asking the server h
 def main():
     """Serve until asked to stop; raises SystemExit where that cannot begin."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = min(NOFILE, hard) if hard >= 0 else NOFILE
-    if 0 <= soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if 0 <= soft < FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, hard if hard > 0 else FILES), hard))
     settings = Settings(os.environ)
     try:
         server = Server(settings, *open_listeners(settings))
     except OSError as error:
-        log("cannot use %s with %s: %s" % (settings.cert, settings.key, reason(error)), 78)
+        log("cannot use %s with %s: %s" % (settings.cert, settings.key, error.strerror), 78)
     signal.set_wakeup_fd(server.clapper.fileno(), warn_on_full_buffer=False)
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, server.stop)

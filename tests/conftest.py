@@ -14,6 +14,18 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "once: needs to run on one Python only")
 
 
+@pytest.fixture(autouse=True)
+def every_wait_has_an_end():
+    """A test that hangs fails, and what it started is ended."""
+    def ring(*_):
+        pytest.fail("this test did not end within 120 s")
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 @pytest.fixture
 def app(tmp_path):
     """The launcher with a small server of the test's choice."""

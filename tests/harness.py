@@ -239,11 +239,16 @@ class App:
         assert self.processes() == {}
         return True
 
+    def stranger(self, source):
+        """A process of somebody else."""
+        self.launched.append(subprocess.Popen(
+            [PYTHON, "-c", source, str(self.port)], env={"PATH": "/nowhere"},
+            stdout=subprocess.PIPE, encoding="utf-8"))
+        return self.launched[-1]
+
     def foreign(self, source):
-        """A process of somebody else, ready as soon as it has written a line."""
-        process = subprocess.Popen([PYTHON, "-c", source, str(self.port)], env={"PATH": "/nowhere"},
-                                   stdout=subprocess.PIPE, encoding="utf-8")
-        self.launched.append(process)
+        """A process of somebody else on our port, ready as soon as it says so."""
+        process = self.stranger(source)
         assert process.stdout.readline() == "ready\n"
         return process
 

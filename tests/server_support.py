@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 
+import pytest
+
 SERVER = pathlib.Path(__file__).resolve().parent.parent / "server.py"
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
 
@@ -49,8 +51,12 @@ class Running:
         self.process = subprocess.Popen(
             command, env=settings, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
             cwd=str(SERVER.parent), preexec_fn=preexec, pass_fds=pass_fds)
-        if wait:
-            until(self.answers, what="the server's first answer")
+        try:
+            if wait:
+                until(self.answers, what="the server's first answer")
+        except BaseException:
+            self.end()
+            raise
 
     def answers(self):
         assert self.process.poll() is None, self.output()
@@ -100,6 +106,19 @@ class Running:
             self.process.kill()
         self.process.wait()
         self.log.close()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts servers that end with the test."""
+    started = []
+
+    def launch(**options):
+        started.append(Running(tmp_path, **options))
+        return started[-1]
+    yield launch
+    for running in started:
+        running.end()
 
 
 def read_all(sock):
@@ -164,6 +183,14 @@ class Browser:
         os.close(to_browser)
         os.close(from_browser)
         self.number, self.buffer, self.session, self.faults = 0, b"", None, []
+        try:
+            self.attach(width, height, dark)
+        except BaseException:
+            self.end()
+            raise
+
+    def attach(self, width, height, dark):
+        """Take over the first page, with a screen of this size and theme."""
         page = until(lambda: [target for target in self.call("Target.getTargets")["targetInfos"]
                               if target["type"] == "page"])[0]
         self.session = self.call("Target.attachToTarget", targetId=page["targetId"],

@@ -280,13 +280,21 @@ def test_systemd_exec_pid_counts_when_it_is_ours(app, script, mode):
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_journal_stream_counts_when_it_names_our_output(app, stream):
-    """The log file plays the journal's socket: what counts is device and inode."""
+    """A file plays the journal's socket: what counts is device and inode."""
     with open(str(app.folder / "journal"), "wb") as journal:
         status = os.fstat(journal.fileno())
         env = {"JOURNAL_STREAM": "{}:{}".format(status.st_dev, status.st_ino)}
-        process = app(ECHO, env=env, **{stream: journal})
-        process.communicate(timeout=30)
-    assert app.started()["pid"] == process.pid
+        process = app.launch(env=env, **{stream: journal})
+    until(app.answers, "the server answers")
+    assert app.pid() == process.pid
+    refused(app.run("--stop"), 1, "systemd", "systemctl")
+
+
+def test_journal_stream_that_names_another_stream_proves_nobody(app):
+    process = app.launch(env={"JOURNAL_STREAM": "9:34565"})
+    until(app.answers, "the server answers")
+    assert app.pid() == process.pid
+    assert app.run("--stop").code == 0
 
 
 @pytest.mark.parametrize("name, value, mode", [

@@ -231,6 +231,23 @@ def test_stop_never_touches_a_process_of_another_boot(app):
     assert is_alive(pid)
 
 
+def test_stop_never_touches_a_session_that_got_the_number_of_ours(app):
+    """Its leader is gone, as ours is, and it may have been given the same number since."""
+    pid = app.start()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not is_alive(pid), "the server is dead")
+    other = app.stranger("import os, time\nos.setsid()\nleader = os.getpid()\nif os.fork():\n"
+                        "    os._exit(0)\nwhile os.getppid() == leader:\n    time.sleep(0.01)\n"
+                        "print(os.getpid(), flush=True)\ntime.sleep(60)")
+    member = int(other.stdout.readline())
+    forge(app, pid, other.pid)
+    try:
+        assert app.run("--stop").code == 0
+        assert is_alive(member)
+    finally:
+        os.kill(member, signal.SIGKILL)
+
+
 def test_stop_leaves_a_foreign_holder_of_the_port_alone(app):
     holder = app.foreign(servers.foreign("time.sleep(3600)"))
     assert app.run("--stop").code == 0

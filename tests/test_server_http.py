@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from server_support import Events, Running, read_all, statuses, until
+from server_support import Events, Running, read_all, start, statuses, until  # noqa: F401
 
 GET = b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
@@ -19,19 +19,6 @@ def server(tmp_path_factory):
     running = Running(tmp_path_factory.mktemp("server"))
     yield running
     running.end()
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Starts servers that end with the test."""
-    started = []
-
-    def launch(**options):
-        started.append(Running(tmp_path, **options))
-        return started[-1]
-    yield launch
-    for running in started:
-        running.end()
 
 
 def test_health_says_what_the_contract_names(server):
@@ -50,8 +37,10 @@ def test_every_accepted_connection_counts(server):
 @pytest.mark.parametrize("word", ["1", "true", "YES", "on"])
 def test_deep_health_runs_every_check_and_times_it(server, word):
     checks = server.json("/health?deep=" + word)["checks"]
-    assert {"stream_lock", "sessions", "projects", "state_db", "file_descriptors", "disk"} <= set(checks)
-    assert all(check["ms"] >= 0 and check["status"] in ("ok", "missing") for check in checks.values())
+    assert set(checks) >= {"stream_lock", "sessions", "projects", "state_db", "file_descriptors",
+                           "disk"}
+    assert {check["status"] for check in checks.values()} <= {"ok", "missing"}
+    assert all(check["ms"] >= 0 for check in checks.values())
 
 
 @pytest.mark.parametrize("query", ["", "?deep=0", "?deep=", "?deeper=1", "?x=deep=1"])
@@ -82,7 +71,8 @@ def test_metrics_are_prometheus_text(server):
     status, fields, body = server.get("/metrics")
     assert (status, fields["content-type"]) == (200, "text/plain; version=0.0.4")
     for line in body.decode().splitlines():
-        assert re.fullmatch(r'# TYPE \w+ (counter|gauge)|\w+(\{code="\d+"\})? [0-9.e+-]+', line), line
+        assert re.fullmatch(r'# TYPE \w+ (counter|gauge)|\w+(\{code="\d+"\})? [0-9.e+-]+',
+                            line), line
     assert b"\nwebui_connections_accepted_total " in body and b"\nprocess_open_fds " in body
 
 
@@ -131,7 +121,8 @@ def test_ipv6_addresses_are_served(start, host):
     pytest.param(b"PRI * HTTP/2.0\r\n\r\n", 505, id="HTTP/2"),
     pytest.param(b"GET /" + b"a" * 70000, 431, id="endless request line"),
     pytest.param(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 9000, 431, id="endless head"),
-    pytest.param(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n", 405, id="POST"),
+    pytest.param(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n", 405,
+                 id="POST"),
     pytest.param(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n"
                  + b"x" * 200000, 405, id="large body"),
     pytest.param(b"BREW / HTTP/1.0\r\n\r\n", 405, id="unknown method"),
@@ -282,8 +273,9 @@ def certificate(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
     try:
         subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-                        "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-                        "-keyout", "key.pem", "-out", "cert.pem"], cwd=str(folder), check=True,
+                        "-subj", "/CN=localhost",
+                        "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout",
+                        "key.pem", "-out", "cert.pem"], cwd=str(folder), check=True,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     except FileNotFoundError:
         pytest.skip("no openssl on this machine")

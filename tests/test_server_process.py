@@ -1,5 +1,6 @@
 """server.py as a process: signals, streams, and what it tells a supervisor."""
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -10,7 +11,8 @@ import time
 
 import pytest
 
-from server_support import Events, Running, SERVER, free_port, read_all, statuses, until
+from server_support import (  # noqa: F401
+    SERVER, Events, free_port, read_all, start, statuses, until)
 
 GET = b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 SLOW = ("import server, time\n"
@@ -21,19 +23,6 @@ STUCK = ("import server, threading\n"
 WEDGED = ("import server, signal, threading\n"
           "def wedge(*_):\n    server.log('wedged')\n    threading.Event().wait()\n"
           "signal.signal(signal.SIGUSR1, wedge); server.main()")
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Starts servers that end with the test."""
-    started = []
-
-    def launch(**options):
-        started.append(Running(tmp_path, **options))
-        return started[-1]
-    yield launch
-    for running in started:
-        running.end()
 
 
 @pytest.fixture
@@ -106,7 +95,7 @@ def test_the_port_is_closed_while_requests_end(start):
 
 
 def test_a_request_that_never_ends_is_left_behind_after_the_grace(start):
-    server = start(code=STUCK.replace("import server,", "import server; server.STOP_SECONDS = 0.5\nimport"))
+    server = start(code="import server; server.STOP_SECONDS = 0.5\n" + STUCK)
     with server.connect() as sock:
         sock.sendall(GET % b"/metrics")
         until(lambda: server.json("/health")["accept_loop"]["requests_total"] > 2)
@@ -145,6 +134,19 @@ def test_events_tell_how_the_server_is_and_streams_are_counted(start):
     assert first.read_until(b": beat\n\n") is not None
 
 
+def test_the_launchers_record_tells_who_watches_it_unless_it_is_anothers(start):
+    server = start()
+    stream, record = Events(server), server.state / ("bootstrap-%d.record" % server.port)
+    parent = stream.status()["tracked_by"]
+    server.state.mkdir()
+    for pid, supervisor, told in [(server.process.pid, "systemd", "systemd"), (1, "runit", parent),
+                                  (server.process.pid, "", "nobody"), ("{", None, parent)]:
+        fresh = record.with_suffix(".new")
+        fresh.write_text("{" if pid == "{" else json.dumps({"pid": pid, "supervisor": supervisor}))
+        fresh.replace(record)
+        until(lambda: Events(server).status()["tracked_by"] == told)
+
+
 def test_a_vanished_listener_is_noticed_within_a_heartbeat(start):
     server = start()
     staying, leaving = Events(server), Events(server)
@@ -157,7 +159,7 @@ def test_a_vanished_listener_is_noticed_within_a_heartbeat(start):
 def test_a_listener_that_takes_nothing_is_dropped(start):
     server = start(code="import server; server.BEAT_SECONDS = 0.01\n"
                    "big = 'x' * (1 << 20)\n"
-                   "server.App.snapshot = lambda self: {'big': big}; server.main()")
+                   "server.Server.snapshot = lambda self: {'big': big}; server.main()")
     Events(server)
     until(lambda: server.json("/health")["active_streams"] == 0)
 
@@ -225,7 +227,7 @@ def test_a_watchdog_of_another_process_is_not_fed(start, manager):
 
 
 def test_listeners_hear_that_the_accept_loop_is_wedged(start):
-    server = start(code=WEDGED.replace("import server,", "import server; server.BEAT_SECONDS = 0.3\nimport"))
+    server = start(code="import server; server.BEAT_SECONDS = 0.3\n" + WEDGED)
     stream = Events(server)
     assert stream.status()["probe_ms"] is not None
     wedge(server)

@@ -52,7 +52,8 @@ def make_database(path, wal=False, **columns):
         if wal:
             db.execute("PRAGMA journal_mode=WAL")
         db.execute("CREATE TABLE sessions (%s)" % ", ".join(row))
-        db.execute("INSERT INTO sessions VALUES (%s)" % ",".join("?" * len(row)), list(row.values()))
+        marks = ",".join("?" * len(row))
+        db.execute("INSERT INTO sessions VALUES (%s)" % marks, list(row.values()))
         db.commit()
 
 
