@@ -27,6 +27,7 @@ import contextlib
 import errno
 import itertools
 import os
+import shlex
 import time
 from collections import namedtuple
 from enum import IntEnum
@@ -247,7 +248,6 @@ def checked(text, convert, is_good, wanted):
 
 
 def checked_command(text):
-    import shlex
     words = [word.format(python="", host="", port="", root="") for word in shlex.split(text)]
     return text if words else None
 
@@ -645,7 +645,8 @@ def find_python(agent_dir):
     """(path, where it comes from) of the first candidate that is there; LaunchError (127)."""
     chosen = setting_now("PYTHON")
     if chosen:
-        return (chosen if "/" in chosen else find_program(chosen) or chosen), APP.env("PYTHON")
+        path = os.path.join(os.getcwd(), chosen) if "/" in chosen else find_program(chosen)
+        return path or chosen, APP.env("PYTHON")
     for path, origin in python_candidates(agent_dir):
         if path and is_program(path):
             return path, origin
@@ -672,7 +673,7 @@ def ensure_python_has_webui_deps(python):
 
     Raises LaunchError (1, 78, 126, 127) where they cannot be had.
     """
-    arguments = APP.install.split()
+    arguments = shlex.split(APP.install)
     if not arguments and os.path.isfile(os.path.join(REPO_ROOT, "requirements.txt")):
         arguments = ["-r", "requirements.txt"]
     if not arguments:
@@ -760,12 +761,10 @@ def not_executable(path, why, code=Exit.NOT_EXECUTABLE):
 def server_command(python, launch):
     """Arguments (list of str) that run the server with this interpreter."""
     fields = {"python": python, "host": launch.host, "port": launch.port, "root": REPO_ROOT}
-    words = launch.app.command.split()
-    if "command" in launch.app.given:
-        import shlex
-        words = shlex.split(launch.app.command)
-    program, *arguments = [word.format(**fields) for word in words]
-    if "/" not in program:
+    program, *arguments = [word.format(**fields) for word in shlex.split(launch.app.command)]
+    if "/" in program:
+        program = os.path.join(REPO_ROOT, program)
+    else:
         beside = os.path.join(os.path.dirname(python), program)
         program = beside if is_program(beside) else find_program(program) or program
     return [program] + arguments
@@ -851,7 +850,7 @@ def write_file(path, text):
     fresh = "%s.%d" % (path, os.getpid())
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="ascii", errors="backslashreplace") as file:
+        with open(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(fresh, path)
     except OSError as error:
@@ -1782,7 +1781,6 @@ def launchd_unit(launch, slug, _, command, environ, notes):
 
 
 def supervisord_unit(launch, slug, user, command, environ, notes):
-    import shlex
     return "".join(f"; {note}\n" for note in notes) + SUPERVISORD_UNIT.format(
         slug=slug, user=user, root=REPO_ROOT, command=" ".join(map(shlex.quote, command)),
         environment=",".join('%s="%s"' % pair for pair in environ.items()),
@@ -1805,7 +1803,8 @@ def make_parser():
 
     parser = argparse.ArgumentParser(
         usage="bash start.sh [PORT] [options]", epilog=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        # Without a width, argparse imports shutil (and every compressor) to ask the terminal.
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100))
     parser.error = fail
     add = parser.add_argument
     add("port", metavar="PORT", nargs="?", help="port to serve on, 1-65535")

@@ -135,6 +135,7 @@ class Lab(App):
         self.repo = folder / "checkout"
         self.env.update(PATH=PATH, TERM="dumb")
         self.serve_noting()
+        self.place = str(self.repo)     # where the checkout is for those who run it
         self.machine, self.tracked = None, lambda: None
 
     def serve_noting(self):
@@ -234,19 +235,18 @@ class Lab(App):
 
     def ours(self):
         """Host pids of the launchers and servers of this checkout, the shells around them too."""
-        found = []
-        mark = re.compile(re.escape(os.fsencode(str(self.repo))) + rb"/([\w-]+\.sh|bootstrap\.py|server\.py)")
-        for pid in pids():
-            words = arguments_of(pid)
-            if INTERPRETERS.fullmatch(os.path.basename(words[0]).decode("utf-8", "replace")) and any(
-                    mark.search(word) for word in words) and is_alive(pid):
-                found.append(pid)
-        return found
+        return [pid for pid in pids() if self.is_ours(pid) and is_alive(pid)]
+
+    def is_ours(self, pid):
+        words = arguments_of(pid)
+        name = os.path.basename(words[0]).decode("utf-8", "replace")
+        files = re.escape(os.fsencode(self.place)) + rb"/([\w-]+\.sh|bootstrap\.py|server\.py)"
+        return bool(INTERPRETERS.fullmatch(name)) and any(re.search(files, word) for word in words)
 
     def servers(self, port=None):
         """Host pids of the server processes; all, or those that hold this port."""
-        path = os.fsencode(str(self.repo / "server.py"))
-        found = [pid for pid in pids() if arguments_of(pid)[1:2] == [path] and is_alive(pid)]
+        path = os.fsencode(os.path.join(self.place, "server.py"))
+        found = [pid for pid in self.ours() if arguments_of(pid)[1:2] == [path]]
         return found if port is None else [pid for pid in found if holds(pid, port)]
 
     def orphans(self):
@@ -308,8 +308,7 @@ class Lab(App):
         if code == 78:
             self.write("bootstrap.cfg", "[bootstrap]\nnonsense = 1\n")
         if code == 126:
-            self.write("not-executable", "")
-            self.write(".env", "HERMES_WEBUI_PYTHON={}\n".format(self.repo / "not-executable"))
+            self.write(".env", "HERMES_WEBUI_PYTHON=/proc/version\n")
         if code == 127:
             self.write(".env", "HERMES_WEBUI_PYTHON=/nowhere/python\n")
         port = "none" if code == 2 else self.port
@@ -394,6 +393,13 @@ def lab():
     finally:
         lab.close()
         shutil.rmtree(str(folder))
+
+
+def ancestors(pid):
+    """The process itself, its parent, and so on."""
+    while pid:
+        yield pid
+        pid = parent_of(pid)
 
 
 # -- processes ---------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from harness import is_alive, until
-from lab import FLAGS, SHAPES, arguments_of, children_of, lab, needs, parent_of, pids  # noqa: F401
+from lab import FLAGS, SHAPES, ancestors, arguments_of, children_of, lab, needs  # noqa: F401
 
 pytestmark = pytest.mark.once
 INITS = pytest.mark.parametrize("init", [
@@ -21,23 +21,13 @@ def start(lab, init, line):
     return next(pid for pid in ancestors(server) if os.path.basename(arguments_of(pid)[0]) == init.encode())
 
 
-def ancestors(pid):
-    while pid:
-        yield pid
-        pid = parent_of(pid)
-
-
-def report(lab, pid):
-    return lab.status_inside(inside=pid)
-
-
 @INITS
 @FLAGS
 def test_the_server_is_the_inits_child_and_ends_with_it(lab, proving, record_cell, init, flag):
     with proving(init, "detected", "tracked pid", "no orphan"):
         pid = start(lab, init, lab.page(init + "-entrypoint", flag))
         assert children_of(pid) == lab.servers()
-        said = report(lab, pid)
+        said = lab.status_inside(inside=pid)
         assert (said["mode"], said["supervisor"]) == ("foreground", "the container engine")
     with proving(init, "stops clean"):
         os.kill(pid, signal.SIGTERM)
