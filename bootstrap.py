@@ -163,7 +163,7 @@ Facts = data("Facts", (
     "pid parent chain at_init watcher exec_pid journal marker terminal leader"), """\
 What was observed about this process, once.
 
-parent: pid, 0 where nothing is to be concluded from it; chain: the Process of each ancestor,
+pid, parent: 0 where nothing is to be concluded from them; chain: the Process of each ancestor,
 nearest first; at_init: True where the chain reaches pid 1, False where it ends at ppid 0 without
 (docker exec), None if unknown; watcher: name of the nearest ancestor that does not only wait for
 its command, "" without one; exec_pid: SYSTEMD_EXEC_PID as int, or None; journal: whether
@@ -421,7 +421,7 @@ def observe():
     """
     marker = _detect_supervisor()
     if __name__ != "__main__":
-        return Facts(os.getpid(), 0, (), None, "", None, False, marker, False, False)
+        return Facts(0, 0, (), None, "", None, False, marker, False, False)
     chain, at_init = read_ancestors(os.getppid())
     watcher = next((process for process in chain if not waits(process)), None)
     exec_pid = os.environ.get("SYSTEMD_EXEC_PID", "")
@@ -1357,7 +1357,8 @@ def start(launch, options):
     try:
         running = find_running(launch)
         if running and options.replace and not tracking_supervisor(running):
-            running = stop_instance(launch, running) and None
+            stop_instance(launch, running)
+            running = None
         plan = plan_start(verdict, running, None if running else check_port(launch))
         return carry_out(plan, launch, options, verdict, facts, agent_dir, lock is not None)
     finally:
