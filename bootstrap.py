@@ -12,8 +12,7 @@ Exit codes:
   0 done            1 the server ended before it was healthy, or a supervisor has it
   2 usage           3 not running (--status)         69 the port or instance is taken
   73, 74 state folder cannot be made, is full        75 not healthy within the time limit
-  78 configuration  126 interpreter not executable   127 not found
-  130 interrupted   143 terminated
+  78 configuration  126 not executable  127 not found  130 interrupted  143 terminated
 
 This file needs nothing but the standard library, and is copied unedited into any repository.
 """
@@ -35,7 +34,6 @@ from enum import IntEnum
 # -- constants ---------------------------------------------------------------------------------
 
 __version__ = "1.0.0"
-
 REPO_ROOT = os.path.dirname(os.path.realpath(__file__))
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8787
@@ -528,16 +526,16 @@ def is_exec_pid_above(facts):
 def is_init_waiting(facts):
     """Whether pid 1 is a shell or a container's init, and only waits for us, without a terminal."""
     return facts.at_init and not facts.terminal and all(map(waits, facts.chain[:-1])) and (
-        facts.chain[-1].name in SHELLS | CONTAINER_INITS)
+        waits(facts.chain[-1]) or facts.chain[-1].name in CONTAINER_INITS)
 
 
 ENGINE = "the container engine"
 EVIDENCE = (    # what holds, the mode, why, who tracks us, the variable that is not believed
     (lambda it: it.pid == 1, FOREGROUND, "this is pid 1", ENGINE, None),
     (is_init_waiting, FOREGROUND, "pid 1 waits for this process", ENGINE, None),
-    (lambda it: it.at_init is False, DETACHED, "entered this container from outside", None, None),
     (lambda it: it.watcher in PARENTS, FOREGROUND, "child of {watcher}", "{supervisor}", None),
     (lambda it: it.watcher == "monit", DETACHED, "child of monit, it wants daemons", None, None),
+    (lambda it: it.at_init is False, DETACHED, "entered this container from outside", None, None),
     (lambda it: it.exec_pid == it.pid, FOREGROUND, "SYSTEMD_EXEC_PID is this pid", "systemd", None),
     (is_exec_pid_above, FOREGROUND, "SYSTEMD_EXEC_PID waits for this process", "systemd", None),
     (lambda it: it.exec_pid is not None, DETACHED, "it is another process's", None,
@@ -1742,20 +1740,24 @@ def command_unit(launch, options):
     import pwd
     slug = "".join(c if c.isascii() and c.isalnum() else " " for c in launch.app.name.lower())
     slug = "-".join(slug.split()) or "app"
-    user, (place, *commands) = pwd.getpwuid(os.getuid()).pw_name, UNITS[options.unit]
-    notes = [f"{launch.app.name}: save this as {place}, then", *commands]
-    notes = [note.format(slug=slug, user=user) for note in notes] + [
-        f"It is well while {server_url(launch)}{launch.app.health[1:]} says so."]
+    user, _, _, _, _, home, _ = pwd.getpwuid(os.getuid())
+    place, *commands = [text.format(slug=slug, user=user) for text in UNITS[options.unit]]
+    notes = [f"{launch.app.name}: save this as {place}, then",
+             f"mkdir -p {shlex.quote(launch.state_dir)}", *commands,
+             f"It is well while {server_url(launch)}{launch.app.health[1:]} says so."]
     command = [find_program("bash") or "/bin/sh", os.path.join(REPO_ROOT, "start.sh"),
                str(launch.port), "--host", launch.host, "--foreground"]
     if options.config:
         command += ["--config", os.path.abspath(options.config)]
     path = ":".join([os.path.dirname(sys.executable), "/usr/local/bin", "/usr/bin", "/bin"])
-    environ = {"PATH": path, launch.app.env("STATE_DIR"): launch.state_dir}
-    write = {"launchd": launchd_unit, "supervisord": supervisord_unit}.get(
+    environ = {"HOME": home, "USER": user, "PATH": path}
+    environ.update(pair for pair in os.environ.items() if pair[0] == "HERMES_HOME")
+    environ.update((launch.app.env(name), str(value)) for name, (value, origin) in
+                   launch.settings.items() if origin == "environment" or name == "STATE_DIR")
+    unit = {"launchd": launchd_unit, "supervisord": supervisord_unit}.get(
         options.unit, systemd_unit)
-    show(write(launch, slug, "" if options.unit == "systemd-user" else user, command, environ,
-               notes), end="")
+    user = "" if options.unit == "systemd-user" else user
+    show(unit(launch, slug, user, command, environ, notes), end="")
     return Exit.OK
 
 
@@ -1778,7 +1780,7 @@ def launchd_unit(launch, slug, _, command, environ, notes):
         "ThrottleInterval": 10, "ExitTimeOut": 20, "StandardOutPath": log,
         "StandardErrorPath": log, "SoftResourceLimits": {"NumberOfFiles": 4096}}).decode()
     head, mark, body = text.partition("<plist")
-    return head + "<!--\n%s\n-->\n" % "\n".join(notes) + mark + body
+    return head + "<!--\n%s\n-->\n" % "\n".join(notes).replace("--", "- -") + mark + body
 
 
 def supervisord_unit(launch, slug, user, command, environ, notes):

@@ -68,6 +68,10 @@ def slow(seconds, *lines):
     return small("note()", *lines, "time.sleep({})".format(seconds), "serve(listen(), OK)")
 
 
+# It listens once there is a file `go` beside it.
+WAITING = small("note()", "while not os.path.exists(os.path.join(here, 'go')):", "    time.sleep(0.01)",
+                "serve(listen(), OK)")
+
 FORKING = small(
     "listener = listen()",
     "for _ in range(2):",

@@ -59,20 +59,22 @@ def test_of_starts_at_once_one_makes_the_server_and_the_others_say_it_is_running
 
 
 def test_a_start_waits_for_another_ones_verdict_only_within_its_own_time_limit(app):
-    first = app(servers.slow(2))
+    first = app(servers.WAITING)
     app.started()
     impatient = app.run("--timeout", "0.5")
     assert impatient.code in (69, 75) and impatient.out == ""
+    app.write("go", "")
     assert app.result(first).out == app.url + "\n"
     assert len(app.starts()) == 1
 
 
 def test_a_start_takes_over_where_the_one_before_it_failed(app):
-    first = app(servers.SILENT, "--timeout", "1")
+    first = app(servers.SILENT)
     app.started()
     app.serve(servers.OK)
     second = app.launch()
-    assert app.result(first).code == 75
+    first.terminate()
+    assert app.result(first).code == 143
     assert app.result(second).out == app.url + "\n"
     assert list(app.processes()) == [app.pid()]
 

@@ -84,12 +84,14 @@ def test_children_of_a_server_that_failed_are_ended_too(app):
 
 
 def test_kill_9_on_the_launcher_leaves_an_instance_that_the_next_start_finds(app):
-    first = app(servers.slow(1.5))
+    first = app(servers.WAITING)
     pid = app.started()["pid"]
     until(app.file("record").exists, "the instance is recorded")
     first.kill()
     first.wait()
-    result = app.run()
+    second = app.launch()
+    app.write("go", "")
+    result = app.result(second)
     assert (result.code, result.out) == (0, app.url + "\n"), result.err
     assert list(app.processes()) == [pid] and len(app.starts()) == 1
     assert app.run("--stop").code == 0
@@ -131,9 +133,11 @@ def test_a_server_that_ignores_sigterm_does_not_outlive_a_failed_start(app):
     app.configure(stop_timeout=0.5)
     process = app(servers.small(
         "import signal", "signal.signal(signal.SIGTERM, signal.SIG_IGN)", "note()",
-        "time.sleep(3600)"), "--timeout", "0.5")
-    assert app.result(process).code == 75
-    assert len(app.starts()) == 1 and app.is_gone()
+        "time.sleep(3600)"))
+    app.started()
+    process.send_signal(signal.SIGINT)
+    assert app.result(process).code == 130
+    assert app.is_gone()
 
 
 # -- the port is taken -------------------------------------------------------------------------
@@ -237,13 +241,16 @@ def test_json_that_says_ok_is_ready_however_it_is_spelled(app, reply):
     pytest.param("http(b'[' * 60000)", id="deeply nested"),
 ])
 def test_no_other_answer_is_ready(app, reply):
-    """ok may stand behind it, and the server may not leave within the time limit."""
+    """A slow machine gets more time, as the server has to come to its answer."""
     source = servers.small(
-        "note()", "answer(listen(), lambda path: [OK] if path == '/elsewhere' else [{}])".format(reply))
-    result = app.result(app(source, "--timeout", "0.4"), began=time.monotonic())
-    refused(result, 75)
-    assert result.seconds < 15
-    assert len(app.starts()) == 1 and app.is_gone()
+        "def reply(path):", "    if path == '/elsewhere':", "        return [OK]",
+        "    note()", "    return [{}]".format(reply), "answer(listen(), reply)")
+    for seconds in ("0.4", "4", "20"):
+        refused(app.result(app(source, "--timeout", seconds)), 75)
+        assert app.is_gone()
+        if app.starts():
+            break
+    assert app.starts(), "the server was never asked"
 
 
 def test_an_answer_that_drips_does_not_outlast_the_time_limit(app):

@@ -35,7 +35,7 @@ def lines_of(kind):
     """One table as lines of Markdown."""
     columns = TABLES[kind]
     rows = [(kind,) + columns, ("---",) * (len(columns) + 1)]
-    rows += [(row,) + tuple(cells.get(column, "") for column in columns)
+    rows += [(row,) + tuple(cells.get(column, "–") for column in columns)
              for row, cells in CELLS[kind].items()]
     return ["| {} |".format(" | ".join(row)) for row in rows]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from harness import ROOT, free_port, get, is_alive, until
-from lab import CACHE, holds, inner_pid
+from lab import CACHE, children_of, holds, inner_pid, name_of
 
 USER, UID = "dev", 1777
 # Services of the machine itself have no business in the container.
@@ -31,6 +31,15 @@ Requires=basic.target dbus.service systemd-user-sessions.service
 After=basic.target dbus.service systemd-user-sessions.service
 AllowIsolate=yes
 """
+MOUNT = """
+set -e
+mount -t tmpfs -o size=512m,mode=755 systemd-lab "$0"
+mkdir "$0/upper" "$0/work" "$0/root"
+mount -t overlay -o "lowerdir=/,upperdir=$0/upper,workdir=$0/work" systemd-lab "$0/root"
+cp -dR --remove-destination "$1/." "$0/root"
+shift
+exec "$@"
+"""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -38,7 +47,7 @@ def why_not():
     """Why no systemd can run here, or ""."""
     if os.getuid() != 0:
         return "only root can boot a systemd in a container"
-    for program, package in (("systemd-nspawn", "systemd-container"), ("nsenter", "util-linux"),
+    for program, package in (("systemd-nspawn", "systemd-container"), ("nsenter", "util-linux"), ("setpriv", "util-linux"),
                              ("/usr/bin/python3", "python3")):
         if not shutil.which(program):
             return "there is no {}: apt install {}".format(program, package)
@@ -63,22 +72,23 @@ class Systemd:
         CACHE.mkdir(parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix="systemd-lab-", dir="/tmp"))
         self.folder.chmod(0o755)
-        self.layer = Path(tempfile.mkdtemp(prefix="systemd-lab-root-", dir="/tmp"))
-        self.root = self.layer / "root"
+        self.layer = self.folder / "layer"
         self.nspawn = self.leader = None
+        self.cgroups = set(cgroups())
 
     def boot(self):
-        """Mount, boot, and wait until systemd says that it runs."""
-        run("mount", "-t", "tmpfs", "-o", "size=512m,mode=755", "systemd-lab", self.layer)
-        for name in ("upper", "work", "root"):
-            (self.layer / name).mkdir()
-        run("mount", "-t", "overlay", "systemd-lab", "-o", "lowerdir=/,upperdir={0}/upper,"
-            "workdir={0}/work".format(self.layer), self.root)
-        self.furnish()
+        """Mount, boot, and wait until systemd says that it runs.
+
+        All of it is in namespaces of its own, which end with us, whatever becomes of us.
+        """
+        self.layer.mkdir()
+        self.furnish(self.folder / "furniture")
         with (self.folder / "console").open("wb") as console:
             self.nspawn = subprocess.Popen(
-                ["systemd-nspawn", "-q", "-D", str(self.root), "--register=no", "--keep-unit",
-                 "--bind={0}:{0}:norbind".format(self.folder),
+                ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork",
+                 "--mount-proc", "--kill-child", "sh", "-c", MOUNT, str(self.layer),
+                 str(self.folder / "furniture"), "systemd-nspawn", "-q", "-D", str(self.layer / "root"), "--register=no",
+                 "--keep-unit", "--bind={0}:{0}:norbind".format(self.folder),
                  "--bind-ro={0}:{0}:norbind".format(CACHE), "--link-journal=no",
                  "--console=pipe", "--boot", "--", "--unit=lab.target"],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
@@ -87,31 +97,32 @@ class Systemd:
         until(self.has_booted, "systemd has booted", 30)
         self.systemctl("start", "user@{}.service".format(UID))
 
-    def furnish(self):
+    def furnish(self, layer):
         """What the layer adds to the machine's own disk."""
-        etc = self.root / "etc"
-        (etc / "machine-id").write_text("")
-        (etc / "systemd/system/lab.target").write_text(TARGET)
+        units, linger = layer / "etc/systemd/system", layer / "var/lib/systemd/linger"
+        for folder in (units, linger, self.folder / "root", self.folder / USER):
+            folder.mkdir(parents=True)
+        os.chown(str(self.folder / USER), UID, UID)
+        (layer / "etc/machine-id").write_text("")
+        (units / "lab.target").write_text(TARGET)
         for name in MASKED:
-            unit = etc / "systemd/system" / name
-            if unit.is_symlink() or unit.exists():
-                unit.unlink()
-            unit.symlink_to("/dev/null")
+            (units / name).symlink_to("/dev/null")
         for name, line in (("passwd", "{0}:x:{1}:{1}::{2}:/bin/bash"), ("group", "{0}:x:{1}:"),
                            ("shadow", "{0}:*:19000:0:99999:7:::")):
-            with (etc / name).open("a") as file:
+            shutil.copy("/etc/" + name, str(layer / "etc"))
+            with (layer / "etc" / name).open("a") as file:
                 file.write(line.format(USER, UID, self.folder / USER) + "\n")
-        (self.folder / "root").mkdir()
-        (self.folder / USER).mkdir()
-        os.chown(str(self.folder / USER), UID, UID)
-        linger = self.root / "var/lib/systemd/linger"
-        linger.mkdir(parents=True, exist_ok=True)
         (linger / USER).touch()
+
+    @property
+    def root(self):
+        """The disk of the container as it is seen inside."""
+        return Path("/proc/{}/root".format(self.leader))
 
     def find_leader(self):
         assert self.nspawn.poll() is None, (self.folder / "console").read_text(errors="replace")
-        children = Path("/proc/{0}/task/{0}/children".format(self.nspawn.pid)).read_text().split()
-        return next((pid for pid in children if inner_pid(pid) == 1), None)
+        return next((pid for child in children_of(self.nspawn.pid) for pid in children_of(child)
+                     if name_of(pid) == "systemd" and inner_pid(pid) == 1), None)
 
     def has_booted(self):
         asked = subprocess.run(self.command("systemctl", "is-system-running"), timeout=10,
@@ -135,24 +146,31 @@ class Systemd:
         return self.run("systemctl", *scope, "--no-pager", *words, user=user, **options)
 
     def close(self):
-        """Power off, unmount, and remove; by force where asking does not do."""
+        """Power off and remove; by force where asking does not do."""
         if self.leader and self.nspawn.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 # SIGRTMIN+4 asks for poweroff.target, see systemd(1).
-                os.kill(int(self.leader), signal.SIGRTMIN + 4)
+                os.kill(self.leader, signal.SIGRTMIN + 4)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.nspawn.wait(timeout=5)
-        if self.nspawn and self.nspawn.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(self.leader or self.nspawn.pid), signal.SIGKILL)
+        if self.nspawn:
             self.nspawn.kill()
             self.nspawn.wait(timeout=10)
-        for mount in (self.root, self.layer):
-            if os.path.ismount(str(mount)):
-                until(lambda: subprocess.call(["umount", str(mount)]) == 0,
-                      "{} is unmounted".format(mount), 10)
-        shutil.rmtree(str(self.layer), ignore_errors=True)
+        if self.leader:
+            until(lambda: not is_alive(self.leader), "the container has ended")
         shutil.rmtree(str(self.folder), ignore_errors=True)
+        for folder in set(cgroups()) - self.cgroups:
+            # Only what is empty can be removed, see cgroups(7).
+            for path, _, _ in os.walk(folder, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)
+
+
+def cgroups():
+    """The control groups at the top, where systemd-nspawn leaves two of its own."""
+    return [str(path) for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd",
+                                   "/sys/fs/cgroup/unified")
+            for name in ("payload", "supervisor") for path in [Path(root, name)] if path.is_dir()]
 
 
 @pytest.fixture(scope="session")

@@ -295,29 +295,29 @@ class Here:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
 
 
-LEFT = (                # variable, value, whether it is believed without a terminal
-    ("INVOCATION_ID", "b9bd5ac1ab4f4a2d8a4a6b2e9d1c0f37", True),
-    ("NOTIFY_SOCKET", "/run/systemd/notify", True),
-    ("JOURNAL_STREAM", "9:34565", True),
-    ("XPC_SERVICE_NAME", "com.example.editor", True),
-    ("XPC_SERVICE_NAME", "0", None),
-    ("XPC_SERVICE_NAME", "application.com.apple.Terminal.1152921500311879701", None),
-    ("SUPERVISOR_ENABLED", "1", True),
-    ("SYSTEMD_EXEC_PID", "1", False))
-IDS = ["{}={}".format(*case[:2]) for case in LEFT]
+LEFT = (                # what it is, variable, value, whether it is believed without a terminal
+    ("INVOCATION_ID exported by hand", "INVOCATION_ID", "b9bd5ac1ab4f4a2d8a4a6b2e9d1c0f37", True),
+    ("NOTIFY_SOCKET left over", "NOTIFY_SOCKET", "/run/systemd/notify", True),
+    ("JOURNAL_STREAM of another output", "JOURNAL_STREAM", "9:34565", True),
+    ("XPC_SERVICE_NAME, an inherited label", "XPC_SERVICE_NAME", "com.example.editor", True),
+    ("XPC_SERVICE_NAME=0", "XPC_SERVICE_NAME", "0", None),
+    ("XPC_SERVICE_NAME=application.*", "XPC_SERVICE_NAME",
+     "application.com.apple.Terminal.1152921500311879701", None),
+    ("SUPERVISOR_ENABLED exported by hand", "SUPERVISOR_ENABLED", "1", True),
+    ("SYSTEMD_EXEC_PID of another process", "SYSTEMD_EXEC_PID", "1", False))
+IDS = [case[0] for case in LEFT]
 
 
-@pytest.mark.parametrize("variable, value, believed", LEFT, ids=IDS)
+@pytest.mark.parametrize("row, variable, value, believed", LEFT, ids=IDS)
 def test_a_variable_alone_does_not_cost_a_person_the_prompt(
-        here, proving, record_cell, variable, value, believed):
+        here, proving, record_cell, row, variable, value, believed):
     shell = here.shell(**{variable: value})
-    row = "{}={} at a terminal".format(variable, value[:24])
     answer_at(shell, here.site, row, None if believed is None else variable, proving, record_cell)
 
 
-@pytest.mark.parametrize("variable, value, believed", LEFT, ids=IDS)
+@pytest.mark.parametrize("row, variable, value, believed", LEFT, ids=IDS)
 def test_without_a_terminal_only_what_can_be_disproved_is_not_believed(
-        here, variable, value, believed):
+        here, row, variable, value, believed):
     process = here.start(**{variable: value})
     pid = here.site.served()
     if believed:

@@ -111,6 +111,22 @@ class Site:
         return dict(pair.partition("=")[::2] for pair in text.split("\0") if pair)
 
 
+def test_a_job_under_supervisord_without_a_terminal_becomes_the_server(lab):
+    """Inherited too, but nothing proves it: a wrong foreground is the lesser harm."""
+    lab.on_path(pypi("supervisor"))
+    lab.put("supervisord.conf")
+    runner = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:], stdout=subprocess.PIPE))"
+    lab.write("runner.py", runner)
+    lab.write_file("/etc/supervisor/conf.d/runner.conf", (
+        "[program:runner]\nautorestart=false\ncommand=python3 {0}/runner.py bash {0}/start.sh {1}\n").format(
+            lab.repo, lab.port))
+    lab.tracked = None
+    lab.follow("supervisord-install")
+    lab.settle()
+    said = lab.status_inside()
+    assert (said["mode"], said["supervisor"]) == ("foreground", None)
+
+
 def test_a_shell_under_supervisord_gets_its_prompt_back(lab, proving, record_cell):
     """A terminal emulator that supervisord runs; its shell has inherited SUPERVISOR_ENABLED."""
     lab.on_path(pypi("supervisor"))
