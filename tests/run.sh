@@ -42,4 +42,4 @@ if ! "$tester" -c 'import pytest, sys; assert sys.version.startswith(sys.argv[1]
 fi
 
 export PYTHONDONTWRITEBYTECODE=1
-exec "$tester" -m pytest -p no:cacheprovider "$@"
+exec "$tester" -m pytest -p no:cacheprovider -rs "$@"

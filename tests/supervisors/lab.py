@@ -88,16 +88,22 @@ def debian(*packages):
     return sorted(folder.glob("*.deb"))
 
 
+# Node brings certificates of its own, and trusts the system's only where it is told to.
+CERTIFICATES = {"NODE_EXTRA_CA_CERTS": "/etc/ssl/certs/ca-certificates.crt"}
+
+
 def install(folder, *steps):
     """Run the steps that fill a folder, once; skip the test where one fails."""
     done = folder / "complete"
     if done.exists():
         return
+    trusted = CERTIFICATES if os.path.exists(CERTIFICATES["NODE_EXTRA_CA_CERTS"]) else {}
     for command in steps:
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             outcome = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                     stderr=subprocess.STDOUT, encoding="utf-8", timeout=180)
+                                     stderr=subprocess.STDOUT, encoding="utf-8", timeout=180,
+                                     env=dict(trusted, **os.environ))
         except (OSError, subprocess.TimeoutExpired) as error:
             pytest.skip("cannot be installed: {}".format(error))
         if outcome.returncode:
