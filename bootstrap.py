@@ -296,7 +296,7 @@ def parse_dotenv(text):
         if quoted is not None:
             value = re.sub(r'\\([nt"\\])', lambda escape: ESCAPES[escape.group(1)], quoted)
         elif plain is not None:
-            value = re.split(r"\s#", plain, maxsplit=1)[0].strip() if "#" in plain else plain.strip()
+            value = re.split(r"\s#", plain, maxsplit=1)[0].strip()
         complaint = complain(name, value, bad)
         if complaint:
             complaints.append(Complaint(number, complaint))
