@@ -1,16 +1,18 @@
 """Start a Python web server from its checkout, and hand it over the right way.
 
 Modes: where a supervisor provably tracks this process, it becomes the server (os.execv) and
-keeps its pid. Elsewhere the server is detached, and the prompt comes back once it has answered
-its health check. --print-plan says which, and why.
+keeps its pid. In a container whose pid 1 is s6-svscan, the server becomes a service of s6.
+Elsewhere it is detached, and the prompt comes back once it has answered its health check.
+--print-plan says which, and why.
 
 Settings, first one wins: command line, environment, .env, bootstrap.cfg, built-in. Their names:
 HERMES_WEBUI_HOST (bootstrap.cfg may name another prefix), and likewise PORT PYTHON STATE_DIR
-AGENT_DIR FOREGROUND SERVER_CWD DISABLE_LOCAL_VENV NO_SUPERVISE; DOTENV_OVERRIDE=1 lets .env win.
+AGENT_DIR FOREGROUND SERVER_CWD DISABLE_LOCAL_VENV NO_SUPERVISE WATCHDOG TLS_CERT TLS_KEY;
+DOTENV_OVERRIDE=1 lets .env win.
 
 Exit codes:
-  0 done            1 the server ended before it was healthy, or a supervisor has it
-  2 usage           3 not running (--status)         69 the port or instance is taken
+  0 done            1 the server ended before it was healthy, is sick, or a supervisor has it
+  2 usage           3 not running, no such instance  69 the port or instance is taken
   73, 74 state folder cannot be made, is full        75 not healthy within the time limit
   78 configuration  126 not executable  127 not found  130 interrupted  143 terminated
 
@@ -37,10 +39,14 @@ __version__ = "1.0.0"
 REPO_ROOT = os.path.dirname(os.path.realpath(__file__))
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8787
+VENV = os.path.join(REPO_ROOT, ".venv")
+VENV_PYTHON = os.path.join(VENV, "bin", "python")
+VENV_STAMP = os.path.join(VENV, "bootstrap-stamp")
 BOOT_ID = "/proc/sys/kernel/random/boot_id"        # see random(4)
 HAS_PROC = os.path.exists("/proc/self/stat")
 
-FOREGROUND, DETACHED, LEAVE, REFUSE = "foreground", "detached", "leave alone", "refuse"
+FOREGROUND, DETACHED, SUPERVISED = "foreground", "detached", "supervised by s6"
+LEAVE, REFUSE = "leave alone", "refuse"
 YES = ("1", "true", "yes", "on")
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "WSL_INTEROP")
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}    # wildcard: the address to reach it at
@@ -53,6 +59,16 @@ PROBE_LIMIT = 5.0               # seconds that one health probe may take
 SLICE = 0.1                     # seconds that a wait may last without looking up
 ENTRY_LIMIT = 128 * 1024 - 2    # bytes of one variable without = and NUL, see execve(2)
 TAIL = 20                       # lines of a log shown where no number is asked for
+HEARTBEAT = 5                   # seconds between two signs of life of an installer
+CHANGED = "the requirements have changed"
+
+USUAL_FOLDERS = ("/opt/homebrew/bin", "/usr/local/bin", "/home/linuxbrew/.linuxbrew/bin")
+PACKAGES = ("site-packages", "dist-packages")
+PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
+PROJECT_TABLES = ("[project]", "[build-system]", "[tool.poetry]")
+FILE_FLAGS = ("--requirement", "--constraint", "--editable", "-r", "-c", "-e")
+SIGNS = {                       # clause of a version rule: how the version may compare
+    "==": (0,), "!=": (-1, 1), "<": (-1,), ">": (1,), "<=": (-1, 0), ">=": (0, 1), "~=": (0, 1)}
 
 MARKERS = (                     # variable, the supervisor that sets it
     ("INVOCATION_ID", "systemd"), ("JOURNAL_STREAM", "systemd"), ("NOTIFY_SOCKET", "systemd"),
@@ -128,6 +144,12 @@ class App(namedtuple("App", (
         """Name of one of our environment variables: env("PORT") is HERMES_WEBUI_PORT here."""
         return self.env_prefix + name
 
+    @property
+    def slug(self):
+        """The name in small letters, digits and dashes, as units and slots are called."""
+        words = "".join(c if c.isascii() and c.isalnum() else " " for c in self.name.lower())
+        return "-".join(words.split()) or "app"
+
 
 class Launch(namedtuple("Launch", "app settings additions notes")):
     """What is to be started: additions go from .env to os.environ, notes to the operator."""
@@ -136,10 +158,29 @@ class Launch(namedtuple("Launch", "app settings additions notes")):
     host = property(lambda self: self.settings["HOST"].value)
     port = property(lambda self: self.settings["PORT"].value)
     state_dir = property(lambda self: self.settings["STATE_DIR"].value)
+    is_tcp = property(lambda self: self.app.health == "tcp")
+    is_own = property(lambda self: self.app.source is None)
 
     def path(self, kind):
         """Path of the instance's lock, record or log."""
         return os.path.join(self.state_dir, "bootstrap-%d.%s" % (self.port, kind))
+
+    @property
+    def url(self):
+        """URL (str) under which this machine reaches the server; wildcards become loopback."""
+        host = LOOPBACK.get(self.host, self.host)
+        key = self.app.env("TLS_CERT")
+        scheme = "https" if self.additions.get(key, os.environ.get(key)) else "http"
+        return "%s://%s:%d/" % (scheme, "[%s]" % host if ":" in host else host, self.port)
+
+    def health_url(self, record=None, query=""):
+        return (record or {}).get("url", self.url) + (
+            "" if self.is_tcp else self.app.health[1:] + query)
+
+    def probe(self, record, query=""):
+        """What the server answers to one question now, "healthy" where that is good."""
+        return probe(split_url(self.health_url(record, query)), time.monotonic() + PROBE_LIMIT,
+                     self.is_tcp, self.is_own)
 
 
 class Health(namedtuple("Health", "code problem")):
@@ -158,7 +199,7 @@ Process = data("Process", "pid ppid sid start state name", """One row of the pro
 
 start: clock ticks since boot (str, proc(5)); from ps(1) its lstart.""")
 Facts = data("Facts", (
-    "pid parent chain at_init watcher exec_pid journal marker terminal leader"), """\
+    "pid parent chain at_init watcher exec_pid journal marker terminal leader scan"), """\
 What was observed about this process, once.
 
 pid, parent: 0 where nothing is to be concluded from them; chain: the Process of each ancestor,
@@ -166,7 +207,8 @@ nearest first; at_init: True where the chain reaches pid 1, False where it ends 
 (docker exec), None if unknown; watcher: name of the nearest ancestor that does not only wait for
 its command, "" without one; exec_pid: SYSTEMD_EXEC_PID as int, or None; journal: whether
 JOURNAL_STREAM is our output; marker: name of a supervisor's variable, or None; terminal: on
-stdin and stdout; leader: whether we lead our process group.""")
+stdin and stdout; leader: whether we lead our process group; scan: folder of the s6-svscan that
+is pid 1, None where its gates are closed.""")
 Verdict = data("Verdict", "mode why supervisor hearsay",
                "A mode, its evidence, who tracks us (or None), the variable not believed.")
 Plan = data("Plan", "mode why record error", """\
@@ -263,7 +305,9 @@ CONFIG_KEYS = {                 # key: how it is read, when it is good, what is 
                text.isascii() and " " not in text, "a path that starts with /, or tcp"),
     "env_prefix": (str, lambda text: text.isascii() and text.isidentifier() and
                    text[-1] == "_", "letters, digits and _, with a _ at its end"),
-    "state_dir": LINE, "install": LINE, "requires_python": LINE,
+    "state_dir": LINE, "install": LINE,
+    "requires_python": (lambda text: parse_rule(text) and text, bool,
+                        "versions of Python such as >=3.9,<3.13"),
     "start_timeout": SECONDS, "stop_timeout": SECONDS,
     "companion": LINE, "companion_marker": LINE, "companion_command": LINE}
 
@@ -390,8 +434,8 @@ def find_setting(name, app, options, additions, dotenv):
     return Setting(None, "built-in")
 
 
-def is_yes(value):
-    return (value or "").strip().lower() in YES
+def is_yes(value, words=YES):
+    return (value or "").strip().lower() in words
 
 
 def state_folder(folder, app, environ):
@@ -411,7 +455,7 @@ def state_folder(folder, app, environ):
 # -- facts -------------------------------------------------------------------------------------
 
 
-def observe():
+def observe(may_supervise):
     """Gather the Facts; the only reader of pids, ancestors and terminals for a start.
 
     Where another program imported this module, that process is not ours to judge: flag and
@@ -419,7 +463,7 @@ def observe():
     """
     marker = _detect_supervisor()
     if __name__ != "__main__":
-        return Facts(0, 0, (), None, "", None, False, marker, False, False)
+        return Facts(0, 0, (), None, "", None, False, marker, False, False, None)
     chain, at_init = read_ancestors(os.getppid())
     watcher = next((process for process in chain if not waits(process)), None)
     exec_pid = os.environ.get("SYSTEMD_EXEC_PID", "")
@@ -430,7 +474,8 @@ def observe():
         exec_pid=int(exec_pid) if exec_pid.isascii() and exec_pid.isdigit() else None,
         journal=os.environ.get("JOURNAL_STREAM") in streams,
         marker=marker, terminal=os.isatty(0) and os.isatty(1),
-        leader=os.getpgrp() == os.getpid())
+        leader=os.getpgrp() == os.getpid(),
+        scan=scan_folder() if may_supervise and not setting_now(SENTINEL) else None)
 
 
 def read_ancestors(pid):
@@ -532,9 +577,10 @@ def is_init_waiting(facts):
 ENGINE = "the container engine"
 EVIDENCE = (    # what holds, the mode, why, who tracks us, the variable that is not believed
     (lambda it: it.pid == 1, FOREGROUND, "this is pid 1", ENGINE, None),
-    (is_init_waiting, FOREGROUND, "pid 1 waits for this process", ENGINE, None),
     (lambda it: it.watcher in PARENTS, FOREGROUND, "child of {watcher}", "{supervisor}", None),
     (lambda it: it.watcher == "monit", DETACHED, "child of monit, it wants daemons", None, None),
+    (lambda it: it.scan, SUPERVISED, "s6 is pid 1 of this container", "s6", None),
+    (is_init_waiting, FOREGROUND, "pid 1 waits for this process", ENGINE, None),
     (lambda it: it.at_init is False, DETACHED, "entered this container from outside", None, None),
     (lambda it: it.exec_pid == it.pid, FOREGROUND, "SYSTEMD_EXEC_PID is this pid", "systemd", None),
     (is_exec_pid_above, FOREGROUND, "SYSTEMD_EXEC_PID waits for this process", "systemd", None),
@@ -584,10 +630,10 @@ def ensure_supported_platform():
                           "run it inside WSL2, where it works as on Linux")
 
 
-def find_program(name):
-    """Path of an executable file on PATH, or None."""
-    paths = (os.path.join(folder, name) for folder in os.get_exec_path())
-    return next((path for path in paths if is_program(path)), None)
+def find_program(name, more=()):
+    """Path of an executable file on PATH, or in one of more folders, or None."""
+    paths = (os.path.join(folder, name) for folder in (*os.get_exec_path(), *more))
+    return next(filter(is_program, paths), None)
 
 
 def is_program(path):
@@ -620,18 +666,23 @@ def companion_folders():
     command = find_program(APP.companion_command) if APP.companion_command else None
     programs = [os.path.realpath(command)] if command else []
     yield from map(os.path.dirname, programs)
-    words = read_text(programs[0], 4096).replace("#!", " ").replace('"', " ") if programs else ""
-    programs += [word for word in words.split() if os.path.basename(word).startswith("python")]
+    words = read_text(programs[0], 4096).replace("#!", " ") if programs else ""
+    names = ("python", APP.companion_command or "python")
+    programs += [word for word in words.replace('"', " ").replace("'", " ").split()
+                 if os.path.basename(word).startswith(names) and "/" in word]
     for program in programs + [setting_now("PYTHON") or sys.executable]:
         yield os.path.dirname(os.path.dirname(os.path.dirname(program)))
         yield from site_folders(program)
 
 
 def site_folders(python):
-    """The site-packages beside an interpreter, found without running it."""
-    import glob
-    prefix = glob.escape(os.path.dirname(os.path.dirname(python)))
-    return sorted(glob.glob(prefix + "/lib/python3*/site-packages"), reverse=True)
+    """Folders (list of str) of packages beside an interpreter, found without running it."""
+    prefix, found = os.path.dirname(os.path.dirname(python)), []
+    for library in (prefix + "/lib", prefix + "/local/lib"):
+        with contextlib.suppress(OSError):
+            found += ["%s/%s/%s" % (library, name, kind) for kind in PACKAGES
+                      for name in sorted(os.listdir(library), reverse=True) if "python3" in name]
+    return [folder for folder in found if os.path.isdir(folder)]
 
 
 def discover_launcher_python(agent_dir):
@@ -640,119 +691,285 @@ def discover_launcher_python(agent_dir):
 
 
 def find_python(agent_dir):
-    """(path, where it comes from) of the first candidate that is there; LaunchError (127)."""
+    """(path, where it comes from) of the first candidate that fits; LaunchError (127)."""
     chosen = setting_now("PYTHON")
     if chosen:
         path = os.path.join(os.getcwd(), chosen) if "/" in chosen else find_program(chosen)
         return path or chosen, APP.env("PYTHON")
+    rule, rejected = APP.requires_python or pinned_version(), []
     for path, origin in python_candidates(agent_dir):
-        if path and is_program(path):
+        why = why_not_executable(path) or rule and why_other_version(path, rule)
+        if not why:
             return path, origin
-    raise LaunchError(Exit.NOT_FOUND, "no Python was found",
-                      f"install Python 3.8 or newer, or set {APP.env('PYTHON')}")
+        rejected.append("%s (%s): %s" % (path, origin, why))
+    raise LaunchError(Exit.NOT_FOUND, "none of these is a Python " + (rule or "3"),
+                      f"install one, or set {APP.env('PYTHON')} to one", rejected)
 
 
 def python_candidates(agent_dir):
+    """(path, where it comes from) of each interpreter that may be meant, the best first."""
     for name in ("venv", ".venv") if agent_dir else ():
         yield os.path.join(agent_dir, name, "bin", "python"), "the companion's " + name
-    if not is_yes(setting_now("DISABLE_LOCAL_VENV")):
-        yield local_path("bin", "python"), "this repository's .venv"
+    if agent_dir and os.path.basename(agent_dir) in PACKAGES:
+        yield os.path.normpath(agent_dir + "/../../../bin/python"), "the companion's environment"
+    is_complete = os.path.exists(VENV_STAMP) or not install_arguments()
+    if is_complete and not is_yes(setting_now("DISABLE_LOCAL_VENV")):
+        yield VENV_PYTHON, "this repository's .venv"
     yield sys.executable, "the Python that runs bootstrap.py"
-    for name in ["python3.%d" % minor for minor in range(13, 7, -1)] + ["python3"]:
-        yield find_program(name), "%s on PATH" % name
+    for name in ["python3.%d" % minor for minor in range(19, 7, -1)] + ["python3"]:
+        path = find_program(name, USUAL_FOLDERS)
+        if path:
+            yield path, name + " on PATH"
 
 
-def local_path(*names):
-    return os.path.join(REPO_ROOT, ".venv", *names)
+def pinned_version():
+    """The series (such as "3.11") that .python-version names, "" where it names none."""
+    _, three, minor = read_text(os.path.join(REPO_ROOT, ".python-version"), 4096).partition("3.")
+    digits = "".join(itertools.takewhile(str.isdigit, minor))
+    return digits and three + digits
+
+
+def parse_rule(rule):
+    """[(sign, tuple of int)] of ">=3.9,<3.13"; a number alone means ==. ValueError if malformed."""
+    import re
+    clauses = [re.match(r"\s*(~=|[=!<>]=|[<>]|)\s*(\d+(?:\.\d+)*)(?:\.\*)?\s*$", clause)
+               for clause in rule.split(",")]
+    if not all(clauses):
+        raise ValueError(rule)
+    return [(clause.group(1) or "==", tuple(map(int, clause.group(2).split("."))))
+            for clause in clauses]
+
+
+def why_other_version(python, rule):
+    """Why an interpreter's version breaks a rule, "" where it does not.
+
+    As in PEP 440, but with as many numbers as the clause has: 3.9.5 is <=3.9 and not >3.9.
+    """
+    version = version_of(python)
+    for sign, wanted in parse_rule(rule) if version else ():
+        series = version[:len(wanted)]
+        if (series > wanted) - (series < wanted) not in SIGNS[sign] or (
+                sign == "~=" and series[:-1] != wanted[:-1]):
+            return "it is Python %d.%d.%d" % version
+    return "" if version else "it does not run"
+
+
+def version_of(python):
+    """Version (tuple of int) of an interpreter, () if unknown; only those from PATH are run."""
+    if python == sys.executable:
+        return sys.version_info[:3]
+    about = read_text(os.path.join(os.path.dirname(os.path.dirname(python)), "pyvenv.cfg"))
+    answer = about.partition("\nversion")[2].partition("=")[2].split()[:1] or run_tool(
+        python, "-I", "-S", "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3])")
+    numbers = [int(part) for part in "".join(answer).split(".") if part.isdigit()]
+    return tuple(numbers[:3]) if len(numbers) > 2 else ()
 
 
 def ensure_python_has_webui_deps(python):
     """An interpreter (str) that has the dependencies: python, or a .venv made for it.
 
-    Raises LaunchError (1, 78, 126, 127) where they cannot be had.
+    Only .venv is installed into; what another interpreter has is asked once, and remembered.
+    Raises LaunchError (1, 69, 73, 74, 78, 126, 127) where they cannot be had.
     """
-    arguments = shlex.split(APP.install)
-    if not arguments and os.path.isfile(os.path.join(REPO_ROOT, "requirements.txt")):
-        arguments = ["-r", "requirements.txt"]
+    arguments = install_arguments()
     if not arguments:
         return python
     check_executable(python)
-    if python == local_path("bin", "python"):
-        return make_environment(sys.executable, arguments)
-    if not lacks_dependencies(python, arguments):
+    if python == VENV_PYTHON and not setting_now("PYTHON"):
+        return make_environment(python, arguments)
+    stamp = os.path.join(state_folder(setting_now("STATE_DIR"), APP, os.environ), "python.stamp")
+    packages = (set(os.listdir(folder)) - {"__pycache__"} for folder in site_folders(python))
+    state = "\n".join([made_from(python, python, arguments), *map(repr, map(sorted, packages))])
+    if read_text(stamp) == state:
         return python
-    if setting_now("PYTHON"):
-        raise LaunchError(Exit.CONFIG, f"{python} lacks dependencies of {APP.name}",
-                          f"{python} -m pip install {' '.join(arguments)}")
-    if is_yes(setting_now("DISABLE_LOCAL_VENV")):
-        problem = f"{python} lacks dependencies, and {APP.env('DISABLE_LOCAL_VENV')} forbids .venv"
-        raise LaunchError(Exit.CONFIG, problem, f"set {APP.env('PYTHON')} to one that has them")
-    return make_environment(python, arguments)
+    lacking = ask_installer(python, arguments)
+    if lacking == []:
+        with contextlib.suppress(LaunchError):
+            write_file(stamp, state)
+        return python
+    return settle_lack(python, arguments, lacking)
 
 
-def lacks_dependencies(python, arguments):
-    """Whether an interpreter's own pip would have something to install (pip install(1))."""
-    import json
+def settle_lack(python, arguments, lacking):
+    """What to do about an interpreter that is not ours to change: .venv, a warning, an error."""
+    chosen, disabled = setting_now("PYTHON"), is_yes(setting_now("DISABLE_LOCAL_VENV"))
+    is_environment = os.path.exists(os.path.join(os.path.dirname(python), "../pyvenv.cfg"))
+    if lacking is None and (chosen or disabled or is_environment):
+        say(f"nobody can tell whether {python} has the dependencies: uv is not on PATH, and its "
+            "pip cannot")
+        return python
+    if not (chosen or disabled):
+        return make_environment(python, arguments)
+    why = "" if chosen else f", and {APP.env('DISABLE_LOCAL_VENV')} forbids to make .venv"
+    remedy = f"install into it: {shlex.join(arguments)}" if chosen else \
+        f"set {APP.env('PYTHON')} to one that has them"
+    problem = f"{python} lacks dependencies of {APP.name}{why}"
+    raise LaunchError(Exit.CONFIG, problem, remedy, lacking)
+
+
+def install_arguments():
+    """Arguments (list of str) for the installer: as configured, else what the checkout offers."""
+    if APP.install or os.path.isfile(os.path.join(REPO_ROOT, "requirements.txt")):
+        return shlex.split(APP.install) or ["-r", "requirements.txt"]
+    lines = read_text(os.path.join(REPO_ROOT, "pyproject.toml")).split("\n")
+    return ["-e", "."] if any(line.startswith(PROJECT_TABLES) for line in lines) else []
+
+
+def made_from(python, place, arguments):
+    """All that decides what is installed (str): interpreter, place, arguments, and each file that
+    they name with -r, -c or -e. What is asked for there is the installer's to know."""
+    texts, seen, words = [os.path.realpath(python), place], set(), "\n" + "\n".join(arguments)
+    for flag in FILE_FLAGS:
+        words = words.replace("\n%s\n" % flag, "\n%s " % flag)
+    todo = [(words, REPO_ROOT)]
+    while todo:
+        text, folder = todo.pop()
+        texts.append(text)
+        for line in (line for line in text.split("\n") if line[:1] in ("-", ".", "/")):
+            flag = next(filter(line.startswith, FILE_FLAGS), "")
+            name = line[len(flag):].partition(" #")[0].partition("[")[0].strip(" =\t")
+            path = os.path.normpath(os.path.join(folder, name))
+            for file in [path] + [os.path.join(path, project) for project in PROJECT_FILES]:
+                if os.path.isfile(file) and file not in seen:
+                    seen.add(file)
+                    todo.append((read_text(file), os.path.dirname(file)))
+    return "\n".join(texts).encode("utf-8", "replace").decode()
+
+
+def ask_installer(python, arguments):
+    """What an interpreter lacks (list of str), in the words of uv or of its own pip, which judge
+    by what is there, without an index; empty for nothing, None where neither can tell."""
     import subprocess
-    command = [python, "-m", "pip", "install", "--dry-run", "--quiet", "--no-input",
-               "--disable-pip-version-check", "--report", "-"] + arguments
-    done = subprocess.run(command, cwd=REPO_ROOT, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
-        return done.returncode != 0 or bool(json.loads(done.stdout.decode())["install"])
-    except (ValueError, KeyError):
-        return True
+    uv = find_program("uv")
+    folders = (os.path.join(REPO_ROOT, word.partition("[")[0]) for word in arguments)
+    if not uv and any(map(os.path.isdir, folders)):     # pip builds these anew each time
+        return None
+    question = [uv, "pip", "install", "--dry-run", "--offline", "--python", python] if uv else [
+        python, "-m", "pip", "install", "--dry-run", "--no-index", "--disable-pip-version-check"]
+    # A dry run breaks nothing, but a system's Python refuses it otherwise (PEP 668).
+    environ = dict(os.environ, UV_BREAK_SYSTEM_PACKAGES="1", PIP_BREAK_SYSTEM_PACKAGES="1")
+    done = subprocess.run(question + arguments, cwd=REPO_ROOT, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ)
+    answer = done.stdout.decode("utf-8", "replace")
+    if not uv and ("No module named pip" in answer or "no such option" in answer):
+        return None
+    is_there = done.returncode == 0 and "Would install" not in answer
+    return [] if is_there else [printable(line) for line in answer.splitlines()[-TAIL:]]
 
 
 def make_environment(base, arguments):
-    """Make .venv, or bring it up to date; its stamp is a hash of all that it was made from."""
-    import hashlib
-    texts = [word + "\0" + read_text(os.path.join(REPO_ROOT, word)) for word in arguments]
-    stamp = hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()
-    python, kept = local_path("bin", "python"), local_path("bootstrap-stamp")
-    if read_text(kept) != stamp or not is_program(python):
-        lock = take_lock(local_path() + ".lock", 600.0, "an installation into .venv")
+    """The interpreter (str) of .venv, made from base or renewed where its stamp says otherwise."""
+    base, stamp = os.path.realpath(base), VENV_STAMP
+    wanted = made_from(base, VENV, arguments)
+    if why_unready(wanted):
+        lock = take_lock(REPO_ROOT, 600.0, "an installation into .venv")
         try:
-            if read_text(kept) != stamp or not is_program(python):
-                install_into(python, base, arguments, is_program(python) and read_text(kept))
-                write_file(kept, stamp)
+            why = why_unready(wanted)
+            if why:
+                say("%s .venv: %s" % ("renewing" if why == CHANGED else "making", why))
+                install(base, arguments, why == CHANGED, lock)
+                write_file(stamp, wanted)
         finally:
             os.close(lock)
-    return python
+    return VENV_PYTHON
 
 
-def install_into(python, base, arguments, is_complete):
-    """Run the installers, their output on stderr; LaunchError (1) where one fails."""
-    import shutil
-    import subprocess
-    say("installing dependencies into %s" % local_path())
+def why_unready(wanted):
+    """Why .venv is not what its stamp has to say (str), "" where it is."""
+    kept = read_text(VENV_STAMP)
+    is_there = is_program(VENV_PYTHON)
+    was, now = kept.split("\n"), wanted.split("\n")
+    return "" if kept == wanted and is_there else next(why for holds, why in (
+        (not os.path.lexists(VENV), "there is none yet"),
+        (not kept, "it was never completed"),
+        (was[1:2] != now[1:2], "it was moved here"),
+        (not is_there or was[0] != now[0], "it is bound to " + was[0]),
+        (True, CHANGED)) if holds)
+
+
+def install(base, arguments, is_whole, lock):
+    """Fill .venv, which is made anew unless it is whole; LaunchError (1, 73, 78, 130, 143)."""
     uv = find_program("uv")
-    make = [uv, "venv", "--python", base] if uv else [base, "-m", "venv"]
-    fill = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]
-    if not is_complete:
-        shutil.rmtree(local_path(), ignore_errors=True)
-    for command in ([] if is_complete else [make + [local_path()]]) + [fill + arguments]:
-        done = subprocess.run(command, cwd=REPO_ROOT, stdin=subprocess.DEVNULL, stdout=2)
-        if done.returncode:
-            problem = f"{' '.join(command)} ended with exit status {done.returncode}"
-            raise LaunchError(Exit.FAILED, problem,
-                              "see the lines above; a venv without pip: apt install python3-venv")
+    commands = [[uv, "pip", "install", "--python", VENV_PYTHON, *arguments] if uv else [
+        VENV_PYTHON, "-I", "-m", "pip", "install", "--disable-pip-version-check", *arguments]]
+    has_pip = any(os.path.isdir(folder + "/pip") for folder in site_folders(VENV_PYTHON))
+    if not is_whole or not (uv or has_pip):
+        if not uv and not run_tool(base, "-I", "-c", "import ensurepip; print(1)"):
+            raise LaunchError(Exit.CONFIG, f"{base} cannot make .venv: it has no ensurepip",
+                              "apt install python%d.%d-venv, or install uv" % version_of(base)[:2])
+        clear_environment()
+        make = [uv, "venv", "--python", base] if uv else [base, "-I", "-m", "venv"]
+        commands.insert(0, make + [VENV])
+    remove_file(VENV_STAMP)
+    with Signals() as signals:
+        for command in commands:
+            code = run_installer(command, lock, signals)
+            if code:
+                raise LaunchError(Exit.FAILED, f"exit status {code} of: {shlex.join(command)}",
+                                  "its own lines stand above; the next start makes .venv anew")
+
+
+def clear_environment():
+    """Remove what is left of .venv; LaunchError (73, 78) where it is no environment of its own."""
+    import shutil
+    is_folder = os.path.isdir(VENV) and not os.path.islink(VENV)
+    names = os.listdir(VENV) if is_folder else ["." * os.path.lexists(VENV)]
+    if any(names) and not {"pyvenv.cfg", "bin", "lib", "include"}.intersection(names):
+        raise LaunchError(Exit.CONFIG, f"{VENV} is in the way: it is no environment of its own",
+                          f"remove it, or set {APP.env('PYTHON')}")
+    try:
+        if is_folder:
+            shutil.rmtree(VENV)
+    except OSError as error:
+        raise LaunchError(Exit.CANNOT_CREATE, f"{error.filename}: {error.strerror}",
+                          f"remove {VENV}")
+
+
+def run_installer(command, lock, signals):
+    """Exit status of an installer, which speaks for itself on stderr, and ends when we do.
+
+    It inherits the lock: should we be killed, the next start waits for its end.
+    """
+    import signal
+    import subprocess
+    begin = told = time.monotonic()
+    child = subprocess.Popen(command, cwd=REPO_ROOT, stdin=subprocess.DEVNULL, stdout=2,
+                             pass_fds=[lock], start_new_session=True)
+    try:
+        while child.poll() is None:
+            signals.wait(SLICE)
+            signals.check()
+            if time.monotonic() > told + HEARTBEAT and not os.isatty(2):
+                told = time.monotonic()
+                say("still installing, %.0f s" % (told - begin))
+    finally:
+        for number in (signal.SIGINT, signal.SIGKILL):      # on the first, pip clears up
+            if child.poll() is None:
+                os.killpg(child.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(2)
+    return child.returncode
 
 
 def check_executable(path):
     """Raise LaunchError (126 or 127) unless path can be executed; looked at, never run."""
-    if not os.path.lexists(path):
-        raise not_executable(path, "there is no such file", Exit.NOT_FOUND)
-    if not os.path.exists(path):
-        raise not_executable(path, "it is a link to %s, which is missing" % os.path.realpath(path))
-    if os.path.isdir(path):
-        raise not_executable(path, "it is a folder")
-    if not os.access(path, os.X_OK):
-        raise not_executable(path, "no permission to execute it")
+    why = why_not_executable(path)
+    if why:
+        raise not_executable(path, why)
 
 
-def not_executable(path, why, code=Exit.NOT_EXECUTABLE):
-    return LaunchError(code, "%s is not executable: %s" % (path, why),
+def why_not_executable(path):
+    """Why a path cannot be executed (str), "" where nothing is to be seen against it."""
+    return next((why for holds, why in (
+        (not os.path.lexists(path), "there is no such file"),
+        (not os.path.exists(path), "it is a link to %s, which is missing" % os.path.realpath(path)),
+        (os.path.isdir(path), "it is a folder"),
+        (not os.access(path, os.X_OK), "no permission to execute it")) if holds), "")
+
+
+def not_executable(path, why):
+    return LaunchError(Exit.NOT_EXECUTABLE if os.path.lexists(path) else Exit.NOT_FOUND,
+                       "%s is not executable: %s" % (path, why),
                        "point %s at a working python" % APP.env("PYTHON"))
 
 
@@ -843,22 +1060,26 @@ def read_text(path, limit=-1):
     return ""
 
 
-def write_file(path, text):
-    """Replace a file whole, private to its user; LaunchError (73, 74)."""
+def write_file(path, text, mode=0o600):
+    """Replace a file whole; LaunchError (73, 74)."""
     fresh = "%s.%d" % (path, os.getpid())
     try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w",
+                  encoding="utf-8") as file:
             file.write(text)
         os.replace(fresh, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(fresh)
-        raise state_error(path, error)
+        remove_file(fresh)
+        raise file_error(path, error)
 
 
-def state_error(path, error):
-    """The LaunchError for an OSError of the state folder: 74 where it is full, else 73."""
+def remove_file(path):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(path)
+
+
+def file_error(path, error):
+    """The LaunchError for an OSError at path: 74 where the disk is full, else 73."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     code = Exit.IO_ERROR if full else Exit.CANNOT_CREATE
     remedy = "make room there" if full else f"set {APP.env('STATE_DIR')} to a folder of yours"
@@ -866,77 +1087,42 @@ def state_error(path, error):
 
 
 def take_lock(path, patience, what):
-    """Descriptor that holds the lock, close-on-exec; waits at most patience seconds (flock(2))."""
+    """Descriptor that holds the lock of a file or folder, close-on-exec (flock(2)).
+
+    Waits at most patience seconds; LaunchError (69, 73, 74).
+    """
     import fcntl
+    flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_CREAT
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(path, flags | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise state_error(path, error)
-    deadline = time.monotonic() + patience
+        raise file_error(path, error)
+    begin, silent = time.monotonic(), True
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return lock
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(lock)
-                raise LaunchError(Exit.TAKEN, "%s is under way (%s)" % (what, path),
-                                  "wait for its end, or allow more with --timeout")
+            waited = time.monotonic() - begin
+        if waited > patience:
+            os.close(lock)
+            raise LaunchError(Exit.TAKEN, "%s is under way (%s)" % (what, path),
+                              "wait for its end, or allow more with --timeout")
+        if waited > HEARTBEAT and silent:
+            silent = say("%s is under way, waiting for its end" % what)
         time.sleep(0.01)
-
-
-RECORD_KEYS = frozenset("pid start boot session parent token url log from_byte launched mode"
-                        " supervisor stop_command restart_command".split())
-
-
-def make_record(launch, pid, **fields):
-    """What is kept of an instance (dict): its identity, and what its commands need."""
-    process = read_process(pid)
-    is_ours = process and os.getpid() in (pid, process.ppid)
-    return dict(fields, pid=pid, start=process.start if is_ours else "",
-                boot=read_text(BOOT_ID).strip(), launched=time.time(), url=server_url(launch))
-
-
-def write_record(launch, record):
-    import json
-    write_file(launch.path("record"), json.dumps(record, indent=1, sort_keys=True))
-
-
-def read_record(launch):
-    """The record of the instance, or None where there is none that can be read."""
-    import json
-    try:
-        record = json.loads(read_text(launch.path("record")))
-        return record if record.keys() >= RECORD_KEYS else None
-    except (ValueError, AttributeError):
-        return None
-
-
-def open_log(launch):
-    """(descriptor, size in bytes) of the log; a large one is set aside first."""
-    path = launch.path("log")
-    try:
-        if os.path.lexists(path) and os.path.getsize(path) > LOG_LIMIT:
-            os.replace(path, path + ".1")
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        return log, os.fstat(log).st_size
-    except OSError as error:
-        raise state_error(path, error)
 
 
 def last_lines(path, count, from_byte=0, end=None):
     """The last lines (list of str) of a file between two bytes, read backwards in pieces."""
     data = b""
-    try:
-        with open(path, "rb") as file:
-            position = file.seek(0, os.SEEK_END) if end is None else end
-            while position > from_byte and data.count(b"\n") <= count and len(data) < 1 << 24:
-                step = min(65536, position - from_byte)
-                position = file.seek(position - step)
-                data = file.read(step) + data
-    except OSError:
-        return []
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        position = file.seek(0, os.SEEK_END) if end is None else end
+        while position > from_byte and data.count(b"\n") <= count and len(data) < 1 << 24:
+            step = min(65536, position - from_byte)
+            position = file.seek(position - step)
+            data = file.read(step) + data
     lines = data.decode("utf-8", "replace").split("\n")
     lines = lines[:-1] if lines[-1] == "" else lines
     return [printable(line.rstrip("\r")) for line in lines[max(len(lines) - count, 0):]]
@@ -952,9 +1138,8 @@ def process_table():
     else:
         lines = (line.split(None, 9) for line in run_tool(
             "ps", "-axo", "pid=,ppid=,pgid=,state=,lstart=,command="))
-        rows = [Process(int(words[0]), int(words[1]), int(words[2]), " ".join(words[4:9]),
-                        words[3], program_name((words[9:] or [""])[0].split() or [""]))
-                for words in lines]
+        rows = [Process(*map(int, words[:3]), " ".join(words[4:9]), words[3],
+                        program_name((words[9:] or [""])[0].split() or [""])) for words in lines]
     return {row.pid: row for row in rows if row and row.state[0] != "Z" and row.pid != os.getpid()}
 
 
@@ -969,25 +1154,6 @@ def run_tool(*command):
     return done.stdout.decode("utf-8", "replace").splitlines()
 
 
-def family(record, table):
-    """Processes (sorted list) of an instance: its own, all descendants, and its session.
-
-    A session whose leader is gone counts only while its members carry the launch's token,
-    as the kernel may have given its number to another (credentials(7)).
-    """
-    root, token = table.get(record["pid"]), APP.env("LAUNCH_ID").encode()
-    alive = bool(root and is_same(record, root))
-    members = {root.pid} if alive else set()
-    if record["session"] and (alive or not root):
-        members.update(pid for pid, process in table.items() if process.sid == record["session"]
-                       and (alive or read_environ(pid).get(token) == record["token"].encode()))
-    found = set(members)
-    while found:
-        found = {pid for pid, process in table.items() if process.ppid in found} - members
-        members |= found
-    return [table[pid] for pid in sorted(members)]
-
-
 def read_environ(pid):
     """Environment (dict of bytes) that a process was started with; empty if not for us to see."""
     with contextlib.suppress(OSError), open("/proc/%d/environ" % pid, "rb") as file:
@@ -995,74 +1161,17 @@ def read_environ(pid):
     return {}
 
 
-def is_same(record, process):
-    """Whether a Process is the recorded one: a recycled pid has another start time."""
-    if HAS_PROC:
-        return record["start"] == process.start and record["boot"] == read_text(BOOT_ID).strip()
-    started = time.mktime(time.strptime(process.start, "%a %b %d %H:%M:%S %Y"))
-    return abs(started - record["launched"]) < 3
-
-
-def is_running(record):
-    """Whether the recorded process lives; runs no program, so without /proc any pid will do."""
-    if HAS_PROC:
-        process = read_process(record["pid"])
-        return bool(process and process.state != "Z" and is_same(record, process))
-    try:
-        os.kill(record["pid"], 0)
-    except OSError as error:
-        return error.errno == errno.EPERM
-    return True
-
-
-def find_running(launch):
-    """The record of the instance if it lives, else None."""
-    record = read_record(launch)
-    return record if record and is_running(record) else None
-
-
-def end_family(record, grace):
-    """End every process of an instance: SIGTERM, after grace seconds SIGKILL.
-
-    Returns the name of the strongest signal that was needed, "" where nothing lived;
-    raises LaunchError (1) where a process belongs to another user or does not end.
-    """
-    import signal
-    number, told, begin = signal.SIGTERM, {}, time.monotonic()
-    while True:
-        table = process_table()
-        # Who was told once is remembered: its parent may be gone, and with it the connection.
-        members = {process for process in table.values() if process[::3] in told}
-        members.update(family(record, table))
-        if not members:
-            return number.name if number in told.values() else "SIGTERM" if told else ""
-        if time.monotonic() > begin + grace:
-            number = signal.SIGKILL
-        for process in members:
-            if time.monotonic() > begin + grace + 10:
-                raise LaunchError(Exit.FAILED, "pid %d does not end" % process.pid,
-                                  "look at it with --status")
-            if told.get(process[::3]) != number:
-                told[process[::3]] = number
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, number)
-        time.sleep(0.01)
-
-
 def listening_sockets(port):
     """User (str) by inode (str) of the TCP sockets that listen on a port (proc(5))."""
     found = {}
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with open(path, "rb", buffering=4096) as file:
-                file.readline()
-                for fields in map(bytes.split, file):
-                    if fields[3] != b"0A":      # those that listen come first
-                        break
-                    if int(fields[1].rpartition(b":")[2], 16) == port:
-                        found[fields[9].decode()] = fields[7].decode()
-        except OSError:
-            continue
+        with contextlib.suppress(OSError), open(path, "rb", buffering=4096) as file:
+            file.readline()
+            for fields in map(bytes.split, file):
+                if fields[3] != b"0A":      # those that listen come first
+                    break
+                if int(fields[1].rpartition(b":")[2], 16) == port:
+                    found[fields[9].decode()] = fields[7].decode()
     return found
 
 
@@ -1070,12 +1179,18 @@ def holds_socket(pid, inodes):
     """Whether a process has one of the sockets open; None where that cannot be seen."""
     names = {"socket:[%s]" % inode for inode in inodes}
     try:
-        with os.scandir("/proc/%d/fd" % pid) as entries:
-            return any(os.readlink(entry.path) in names for entry in entries)
-    except PermissionError:
-        return None
-    except OSError:
-        return False
+        return not names.isdisjoint(open_files(pid))
+    except OSError as error:
+        return None if error.errno == errno.EACCES else False
+
+
+def open_files(pid):
+    """What the descriptors of a process are (list of str), see proc(5); OSError."""
+    files = []
+    for number in os.listdir("/proc/%d/fd" % pid):
+        with contextlib.suppress(FileNotFoundError):
+            files.append(os.readlink("/proc/%d/fd/%s" % (pid, number)))
+    return files
 
 
 def listeners(port):
@@ -1110,13 +1225,12 @@ def check_port(launch):
         holders = ", ".join(text for _, text in listeners(launch.port)) or "nobody to be seen"
         return LaunchError(Exit.TAKEN, f"port {launch.port} is taken by {holders}",
                            "end it, or choose another: bash start.sh PORT")
-    if None in failures:
-        return None
-    if errno.EACCES in failures:
+    if errno.EACCES in failures and None not in failures:
         return LaunchError(Exit.CONFIG, f"port {launch.port} needs a privilege this user lacks",
                            "choose a port from 1024 up")
-    problem = "host %s (%s) is not an address of this machine" % launch.settings["HOST"]
-    return LaunchError(Exit.CONFIG, problem, "use 127.0.0.1, 0.0.0.0, or one that is")
+    return None if None in failures else LaunchError(
+        Exit.CONFIG, "host %s (%s) is not an address of this machine" % launch.settings["HOST"],
+        "use 127.0.0.1, 0.0.0.0, or one that is")
 
 
 def bind_failure(kind, address):
@@ -1127,17 +1241,132 @@ def bind_failure(kind, address):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             # With SO_REUSEADDR, BSD lets an address join the wildcard of somebody else.
-            if sys.platform == "darwin" and accepts(address):
-                return errno.EADDRINUSE
+            return errno.EADDRINUSE if sys.platform == "darwin" and accepts(address) else None
     except OSError as error:
         return error.errno
-    return None
 
 
-def server_url(launch):
-    """URL (str) under which this machine reaches the server; wildcards become loopback."""
-    host = LOOPBACK.get(launch.host, launch.host)
-    return "http://%s:%d/" % ("[%s]" % host if ":" in host else host, launch.port)
+# -- the instance ------------------------------------------------------------------------------
+
+
+class Record(dict):
+    """What is kept of an instance: who it is (pid, start, boot), and what its commands need.
+
+    An exec changes none of the identity, a recycled pid has another start time.
+    """
+
+    KEYS = frozenset("pid start boot session parent token url log from_byte launched mode"
+                     " supervisor stop_command restart_command".split())
+
+    @classmethod
+    def of(cls, launch, pid, **fields):
+        """The Record of a process that is our child, or ourselves."""
+        process = read_process(pid)
+        is_ours = process and os.getpid() in (pid, process.ppid)
+        return cls(fields, pid=pid, start=process.start if is_ours else "", launched=time.time(),
+                   boot=read_text(BOOT_ID).strip(), url=launch.url)
+
+    @classmethod
+    def read(cls, launch):
+        """The Record on disk, or None where there is none that can be read."""
+        import json
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            record = cls(json.loads(read_text(launch.path("record"))))
+            return record if record.keys() >= cls.KEYS else None
+
+    def write(self, launch):
+        import json
+        write_file(launch.path("record"), json.dumps(self, indent=1, sort_keys=True))
+
+    def is_of(self, process):
+        """Whether a Process is the recorded one."""
+        if HAS_PROC:
+            return self["start"] == process.start and self["boot"] == read_text(BOOT_ID).strip()
+        started = time.mktime(time.strptime(process.start, "%a %b %d %H:%M:%S %Y"))
+        return abs(started - self["launched"]) < 3
+
+    def is_running(self):
+        """Whether the process lives; runs no program, so without /proc any pid will do."""
+        if HAS_PROC:
+            process = read_process(self["pid"])
+            return bool(process and process.state != "Z" and self.is_of(process))
+        try:
+            os.kill(self["pid"], 0)
+        except OSError as error:
+            return error.errno == errno.EPERM
+        return True
+
+    def tracker(self):
+        """Who would start the process again, "" if nobody: an orphan has a new parent."""
+        process = process_table().get(self["pid"])
+        return self["supervisor"] if process and process.ppid == self["parent"] else ""
+
+    def family(self, table):
+        """Processes (sorted list) of the instance: its own, all descendants, and its session.
+
+        A session whose leader is gone counts only while its members carry the launch's token,
+        as the kernel may have given its number to another (credentials(7)).
+        """
+        root, token = table.get(self["pid"]), APP.env("LAUNCH_ID").encode()
+        alive = bool(root and self.is_of(root))
+        members = {root.pid} if alive else set()
+        if self["session"] and (alive or not root):
+            members.update(pid for pid, process in table.items() if process.sid == self["session"]
+                           and (alive or read_environ(pid).get(token) == self["token"].encode()))
+        found = set(members)
+        while found:
+            found = {pid for pid, process in table.items() if process.ppid in found} - members
+            members |= found
+        return [table[pid] for pid in sorted(members)]
+
+    def end(self, grace):
+        """End every process of the instance: SIGTERM, after grace seconds SIGKILL.
+
+        Returns the name of the strongest signal that was needed, "" where nothing lived;
+        raises LaunchError (1) where a process does not end, OSError (EPERM) where it may not.
+        """
+        import signal
+        number, told, begin = signal.SIGTERM, {}, time.monotonic()
+        while True:
+            table = process_table()
+            # Who was told is remembered: its parent may be gone, and with it the connection.
+            members = {process for process in table.values() if process[::3] in told}
+            members.update(self.family(table))
+            if not members:
+                return number.name if number in told.values() else "SIGTERM" if told else ""
+            if time.monotonic() > begin + grace:
+                number = signal.SIGKILL
+            for process in members:
+                if time.monotonic() > begin + grace + 10:
+                    raise LaunchError(Exit.FAILED, "pid %d does not end" % process.pid,
+                                      "look at it with --status")
+                if told.get(process[::3]) != number:
+                    told[process[::3]] = number
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, number)
+                        os.kill(process.pid, signal.SIGCONT)    # a stopped one hears nothing else
+            time.sleep(0.01)
+
+    def owns_port(self, launch):
+        """Whether the instance's processes hold the port: True, False, or None where unknown."""
+        inodes = listening_sockets(launch.port)
+        if not inodes:
+            return None
+        if holds_socket(self["pid"], inodes):
+            return True
+        answers = [(holds_socket(process.pid, inodes), process)
+                   for process in self.family(process_table())]
+        holder = next((process for holds, process in answers if holds), None)
+        if holder and not self.is_running():    # its first process has left it to this one
+            self.update(pid=holder.pid, start=holder.start)
+            self.write(launch)
+        return True if holder else None if None in [holds for holds, _ in answers] else False
+
+
+def find_running(launch):
+    """The Record of the instance if it lives, else None."""
+    record = Record.read(launch)
+    return record if record and record.is_running() else None
 
 
 # -- effects: health ---------------------------------------------------------------------------
@@ -1152,8 +1381,7 @@ def wait_for_health(url, timeout=60.0, tcp=False, strict=True, ended=None, owns=
     ended, "" while it may still come up; owns: one that says whether our processes hold the
     port (None: unknown). Raises ValueError for a URL that is not http(s).
     """
-    address = split_url(url)
-    begin = time.monotonic()
+    address, begin = split_url(url), time.monotonic()
     while True:
         state = probe(address, begin + timeout, tcp, strict)
         if signals:
@@ -1193,25 +1421,38 @@ def accepts(address):
 
 def probe(address, deadline, tcp, strict):
     """One question to the server: "healthy", or what came back instead."""
-    import json
     if tcp:
         return "healthy" if accepts(address[1:3]) else "nothing accepts"
     try:
-        status, body, whole = http_get(address, min(deadline, time.monotonic() + PROBE_LIMIT))
+        now = time.monotonic()
+        status, body, whole = http_get(address, min(max(deadline, now + SLICE), now + PROBE_LIMIT))
     except OSError as error:
         return "no answer (%s)" % error
     except ValueError as error:
         return str(error)
-    try:
-        said = json.loads(body.decode("utf-8"))["status"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        said = None
+    said = read_json(body).get("status")
     said = said if isinstance(said, str) else None
     good = ("ok",) if strict else ("ok", "pass", "up", "healthy", None)
     if whole and 200 <= status < 300 and said in good:
         return "healthy"
     return "HTTP status %d%s%s" % (status, "" if said is None else ", " + printable(said)[:40],
                                    "" if whole else ", cut short")
+
+
+def read_json(body):
+    """The JSON object (dict) in bytes, empty where there is none."""
+    import json
+    with contextlib.suppress(ValueError, RecursionError):
+        answer = json.loads(body.decode("utf-8"))
+        return answer if isinstance(answer, dict) else {}
+    return {}
+
+
+def read_answer(url):
+    """The JSON object (dict) that stands at a URL, empty where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_json(http_get(split_url(url), time.monotonic() + PROBE_LIMIT)[1])
+    return {}
 
 
 def http_get(address, deadline):
@@ -1231,13 +1472,11 @@ def http_get(address, deadline):
         while len(answer) < ANSWER_LIMIT and missing_bytes(answer) != 0:
             if time.monotonic() > deadline:
                 raise socket.timeout("no whole answer in time")
-            try:
+            with contextlib.suppress(socket.timeout):
                 piece = stream.recv(65536)
-            except socket.timeout:
-                continue
-            if not piece:
-                break
-            answer += piece
+                answer += piece
+                if not piece:
+                    break
     head, blank, body = answer.partition(b"\r\n\r\n")
     words = head.split(None, 2)
     if not blank or not words[1:] or words[0][:5] != b"HTTP/" or not words[1].isdigit():
@@ -1281,13 +1520,11 @@ class Signals:
         self.signal, self.caught, self.before, self.ends = signal, [], {}, os.pipe()
         for end in self.ends:
             os.set_blocking(end, False)
-        try:
+        with contextlib.suppress(ValueError):
             self.wakeup = signal.set_wakeup_fd(self.ends[1], warn_on_full_buffer=False)
-        except ValueError:
-            return self
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
-            if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
-                self.before[number] = signal.signal(number, self.note)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+                if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self.note)
         return self
 
     def note(self, number, _):
@@ -1302,9 +1539,8 @@ class Signals:
     def check(self):
         """Raise LaunchError (128+n) if a signal asked for the end."""
         if self.caught:
-            number = self.caught[0]
-            raise LaunchError(Exit.SIGNALLED + number, f"interrupted by {number.name}",
-                              "nothing was left running")
+            raise LaunchError(Exit.SIGNALLED + self.caught[0],
+                              f"interrupted by {self.caught[0].name}", "nothing was left running")
 
     def __exit__(self, *_):
         for number, handler in self.before.items():
@@ -1339,12 +1575,20 @@ def open_browser(url):
 
 def start(launch, options):
     """Observe, plan, and carry the plan out; returns the exit code."""
-    facts = observe()
+    facts = observe(not options.no_supervise and not is_yes(
+        launch.settings["NO_SUPERVISE"].value, YES[:3]))
     os.environ.update(launch.additions)
     verdict = choose_mode(judge(facts), options, launch)
     agent_dir = discover_agent_dir()
     if options.print_plan:
         return print_plan(launch, options, verdict, agent_dir)
+    if verdict.mode == SUPERVISED:
+        slot = hand_over(launch, options, facts.scan)
+        if slot and (facts.at_init is False or facts.terminal and facts.leader):
+            return await_slot(launch, options, slot)
+        if slot:
+            return wait_forever()
+        verdict = verdict._replace(mode=FOREGROUND, supervisor=None)
     lock = None
     try:
         lock = take_lock(launch.path("lock"), options.timeout, f"a start on port {launch.port}")
@@ -1354,7 +1598,7 @@ def start(launch, options):
         say(f"no record is kept: {error.problem}")
     try:
         running = find_running(launch)
-        if running and options.replace and not tracking_supervisor(running):
+        if running and options.replace and not running.tracker():
             stop_instance(launch, running)
             running = None
         plan = plan_start(verdict, running, None if running else check_port(launch))
@@ -1372,14 +1616,14 @@ def carry_out(plan, launch, options, verdict, facts, agent_dir, keep):
         return report_running(launch, options, plan.record)
     if verdict.hearsay:
         say("%s is ignored: %s; --foreground becomes the server" % (verdict.hearsay, plan.why))
-    python = ensure_python_has_webui_deps(discover_launcher_python(agent_dir))
-    command = server_command(str(python), launch)
-    check_executable(command[0])
-    folder = working_folder(launch, agent_dir)
     resolved = {"HOST": launch.host, "PORT": str(launch.port), "STATE_DIR": launch.state_dir}
     if agent_dir:
         resolved["AGENT_DIR"] = str(agent_dir)
     os.environ.update((launch.app.env(name), value) for name, value in resolved.items())
+    python = ensure_python_has_webui_deps(discover_launcher_python(agent_dir))
+    command = server_command(str(python), launch)
+    check_executable(command[0])
+    folder = working_folder(launch, agent_dir)
     if plan.mode == FOREGROUND:
         return become(launch, command, folder, tracking_fields(verdict.supervisor, facts), keep)
     return detach(launch, command, folder, options)
@@ -1387,33 +1631,32 @@ def carry_out(plan, launch, options, verdict, facts, agent_dir, keep):
 
 def become(launch, command, folder, tracking, keep):
     """Replace this process by the server; the pid stays. LaunchError (126) where it cannot."""
-    record = make_record(launch, os.getpid(), session=0, parent=os.getppid(), mode=FOREGROUND,
-                         log="", from_byte=0, token="", command=command, **tracking)
     try:
         if keep:
-            write_record(launch, record)
+            Record.of(launch, os.getpid(), session=0, parent=os.getppid(), mode=FOREGROUND, log="",
+                      from_byte=0, token="", command=command, **tracking).write(launch)
     except LaunchError as error:
         say("no record is kept: %s" % error.problem)
     os.chdir(folder)
-    before = heed_signals()
+    return replace_process(command)
+
+
+def replace_process(command):
+    """Become another program; returns only where a test replaces os.execv. LaunchError (126)."""
+    # What Python ignores would stay ignored, see execve(2). Only the main thread may change it.
+    import signal
+    before = {}
     try:
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            with contextlib.suppress(ValueError):
+                before[number] = signal.signal(number, signal.SIG_DFL)
         os.execv(command[0], command)
     except OSError as error:
         raise not_executable(command[0], error.strerror)
     finally:
-        heed_signals(before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return Exit.OK
-
-
-def heed_signals(handlers=None):
-    """Stop ignoring (or set to handlers) what Python ignores from its start; the old handlers."""
-    # An ignored signal stays ignored across execve(2). Only the main thread may change one.
-    import signal
-    try:
-        return {number: signal.signal(number, (handlers or {}).get(number, signal.SIG_DFL))
-                for number in handlers or (signal.SIGPIPE, signal.SIGXFSZ)}
-    except ValueError:
-        return {}
 
 
 def detach(launch, command, folder, options):
@@ -1433,12 +1676,11 @@ def detach(launch, command, folder, options):
             raise not_executable(command[0], error.strerror)
         finally:
             os.close(log)
-        record = make_record(
-            launch, child.pid, session=child.pid, parent=os.getpid(), mode=DETACHED,
-            log=launch.path("log"), from_byte=from_byte, token=token,
-            command=command, **tracking_fields(None))
+        record = Record.of(launch, child.pid, session=child.pid, parent=os.getpid(), mode=DETACHED,
+                           log=launch.path("log"), from_byte=from_byte, token=token,
+                           command=command, **tracking_fields(None))
         try:
-            write_record(launch, record)
+            record.write(launch)
             health = await_instance(launch, options, record, lambda: end_of(child), signals)
         finally:
             failure = None if health else abandon(launch, record, child, health)
@@ -1447,35 +1689,29 @@ def detach(launch, command, folder, options):
     return report(launch, options, record, "ready")
 
 
+def open_log(launch):
+    """(descriptor, size in bytes) of the log; a large one is set aside first."""
+    path = launch.path("log")
+    try:
+        if os.path.lexists(path) and os.path.getsize(path) > LOG_LIMIT:
+            os.replace(path, path + ".1")
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return log, os.fstat(log).st_size
+    except OSError as error:
+        raise file_error(path, error)
+
+
 def await_instance(launch, options, record, ended, signals=None):
     """Wait until the recorded instance is healthy; a Health."""
-    tcp = launch.app.health == "tcp"
     progress = progress_line(record)
     try:
         return wait_for_health(
-            record["url"] + ("" if tcp else launch.app.health[1:]),
-            timeout=options.timeout, tcp=tcp, strict=launch.app.source is None,
-            ended=ended, owns=lambda: owns_port(record, launch), signals=signals,
-            progress=progress)
+            launch.health_url(record), timeout=options.timeout, tcp=launch.is_tcp,
+            strict=launch.is_own, ended=ended, owns=lambda: record.owns_port(launch),
+            signals=signals, progress=progress)
     finally:
         if progress:
             sys.stderr.write("\r\033[K")
-
-
-def owns_port(record, launch):
-    """Whether the instance's processes hold the port: True, False, or None where unknown."""
-    inodes = listening_sockets(launch.port)
-    if not inodes:
-        return None
-    if holds_socket(record["pid"], inodes):
-        return True
-    answers = [(holds_socket(process.pid, inodes), process)
-               for process in family(record, process_table())]
-    holder = next((process for holds, process in answers if holds), None)
-    if holder and not is_running(record):   # its first process has left it to this one
-        record.update(pid=holder.pid, start=holder.start)
-        write_record(launch, record)
-    return True if holder else None if None in [holds for holds, _ in answers] else False
 
 
 def end_of(child):
@@ -1492,10 +1728,9 @@ def end_of(child):
 
 def abandon(launch, record, child, health):
     """End a child that did not become a healthy server, and its children; the LaunchError."""
-    end_family(record, launch.app.stop_timeout)
+    record.end(launch.app.stop_timeout)
     child.poll()
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(launch.path("record"))
+    remove_file(launch.path("record"))
     code = getattr(health, "code", Exit.NOT_HEALTHY)
     hint = "allow more with --timeout SECONDS; " if code == Exit.NOT_HEALTHY else ""
     return LaunchError(code, getattr(health, "problem", "the server is not healthy"),
@@ -1515,14 +1750,14 @@ def report(launch, options, record, state):
     return Exit.OK
 
 
-def report_running(launch, options, record):
+def report_running(launch, options, record, state="already running"):
     """Say where the running instance is, once it is healthy; LaunchError (69) if it is not."""
     health = await_instance(launch, options, record,
-                            lambda: "" if is_running(record) else "pid %d is gone" % record["pid"])
+                            lambda: "" if record.is_running() else "pid %d is gone" % record["pid"])
     if not health:
         problem = f"the instance runs already, pid {record['pid']}, but is {health.problem}"
         raise LaunchError(Exit.TAKEN, problem, "start it anew with --restart")
-    return report(launch, options, record, "already running")
+    return report(launch, options, record, state)
 
 
 def print_plan(launch, options, verdict, agent_dir):
@@ -1530,15 +1765,12 @@ def print_plan(launch, options, verdict, agent_dir):
     running = find_running(launch)
     plan = plan_start(verdict, running, None if running else check_port(launch))
     python, origin = find_python(agent_dir)
-    rows = {
-        "mode": plan.mode, "why": plan.why,
-        "interpreter": {"path": python, "why": origin},
+    return show_rows({
+        "mode": plan.mode, "why": plan.why, "interpreter": {"path": python, "why": origin},
         "command": server_command(python, launch), "folder": working_folder(launch, agent_dir),
-        "url": server_url(launch),
-        "log": launch.path("log") if verdict.mode == DETACHED else None,
-        "settings": {name: setting._asdict() for name, setting in launch.settings.items()}}
-    show_rows(rows, options.json)
-    return Exit.OK
+        "url": launch.url, "log": launch.path("log") if verdict.mode == DETACHED else None,
+        "settings": {name: setting._asdict() for name, setting in launch.settings.items()}},
+        options.json)
 
 
 def show_rows(rows, as_json):
@@ -1546,7 +1778,7 @@ def show_rows(rows, as_json):
     if as_json:
         import json
         show(json.dumps(rows, indent=2))
-        return
+        return Exit.OK
     for name, value in rows.items():
         if name == "settings":
             show_rows(value, False)
@@ -1555,32 +1787,26 @@ def show_rows(rows, as_json):
         if first not in (None, "", []):
             text = ", ".join(first) if isinstance(first, list) else first
             show("%-19s %s%s" % (name, text, "".join(" (%s)" % other for other in others)))
+    return Exit.OK
 
 
 # -- instance commands -------------------------------------------------------------------------
 
 
-def tracking_supervisor(record):
-    """Who would start the recorded process again, "" if nobody: an orphan has a new parent."""
-    process = process_table().get(record["pid"])
-    return record["supervisor"] if process and process.ppid == record["parent"] else ""
-
-
 def stop_instance(launch, record, its_way="stop_command"):
     """End the recorded instance; name of the signal, or LaunchError (1) where it is tracked."""
-    tracker = tracking_supervisor(record)
+    tracker = record.tracker()
     if tracker:
         problem = f"pid {record['pid']} is tracked by {tracker}, which would start it again"
         raise LaunchError(Exit.FAILED, problem, record[its_way])
-    used = end_family(record, launch.app.stop_timeout)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(launch.path("record"))
+    used = record.end(launch.app.stop_timeout)
+    remove_file(launch.path("record"))
     return used
 
 
 def command_stop(launch, options):
     """End the instance, and with --restart start it again."""
-    record = read_record(launch)
+    record = Record.read(launch)
     its_way = "restart_command" if options.restart else "stop_command"
     used = stop_instance(launch, record, its_way) if record else ""
     outcome = f"is stopped ({used})" if used else "is not running"
@@ -1590,8 +1816,7 @@ def command_stop(launch, options):
 
 def command_logs(launch, options):
     """Show the end of the log, and with -f what comes."""
-    path = launch.path("log")
-    record = read_record(launch)
+    path, record = launch.path("log"), Record.read(launch)
     if record and not record["log"]:
         raise LaunchError(Exit.NOT_RUNNING, "the instance runs in the foreground, its output goes "
                           "to whoever started it", "look there; for systemd: journalctl -u UNIT")
@@ -1619,29 +1844,49 @@ def follow(file, path):
     return file
 
 
-def command_status(launch, options):
+def command_check(launch, options):
+    """Probe the instance once; LaunchError (1) where it is sick, (3) where it does not run."""
+    record, here = Record.read(launch), f"{launch.app.name} on port {launch.port}"
+    is_running = record.is_running() if record else any(
+        is_launched_here(pid, launch) for pid, _ in listeners(launch.port))
+    if not is_running:
+        raise LaunchError(Exit.NOT_RUNNING, here + " is not running",
+                          "bash start.sh %d --status tells more" % launch.port)
+    health = launch.probe(record, "?deep=1" if options.deep else "")
+    if health != "healthy" or record and record.owns_port(launch) is False:
+        raise LaunchError(Exit.FAILED, f"{here} is sick: {health}",
+                          "bash start.sh %d --status -v tells more" % launch.port)
+    return Exit.OK
+
+
+def is_launched_here(pid, launch):
+    """Whether a process without a record was handed our settings, as far as can be seen."""
+    key = launch.app.env("STATE_DIR").encode()
+    return not pid or os.fsencode(launch.state_dir) == read_environ(pid).get(key)
+
+
+def command_status(launch, options, slot=None):
     """Diagnose the instance: what runs, who has the port, and one remedy if that is wrong."""
-    report = diagnose(launch)
+    report = dict({"slot": slot.name + ": " + slot.state} if slot else {}, **diagnose(launch))
+    if options.verbose:
+        report.update(examine(launch, report["url"], report["pid"]))
     show_rows(report, options.json)
-    return Exit.OK if report["pid"] else Exit.NOT_RUNNING
+    return Exit.OK if (slot.is_up if slot else report["pid"]) else Exit.NOT_RUNNING
 
 
 def diagnose(launch):
     """Everything that --status says (dict), in the order in which it is shown."""
-    record = read_record(launch) or {}
-    table = process_table()
-    members = [process.pid for process in family(record, table)] if record else []
-    holders = listeners(launch.port)
-    tcp = launch.app.health == "tcp"
-    url = record.get("url") or server_url(launch)
-    health = probe(split_url(url + ("" if tcp else launch.app.health[1:])),
-                   time.monotonic() + PROBE_LIMIT, tcp, launch.app.source is None)
+    record, table, holders = Record.read(launch), process_table(), listeners(launch.port)
+    members = [process.pid for process in record.family(table)] if record else []
+    record = record or Record()
+    health = launch.probe(record)
     ours = bool(members) and any(pid in members or pid is None for pid, _ in holders)
     state, verdict, remedy = conclude(launch, record, members, holders, health, table)
     return {
-        "state": state, "pid": record["pid"] if members else None, "url": url,
+        "state": state, "pid": record["pid"] if members else None,
+        "url": record.get("url") or launch.url,
         "healthy": ours and health == "healthy", "health": health, "mode": record.get("mode"),
-        "supervisor": record and tracking_supervisor(record) or None,
+        "supervisor": record and record.tracker() or None,
         "parent": parent_text(record["pid"], table) if members else None,
         "listeners": [text + ", child of " + parent_text(pid, table) for pid, text in holders],
         "log": record.get("log"), "verdict": verdict, "remedy": remedy}
@@ -1690,6 +1935,262 @@ def parent_text(pid, table):
     return "pid %d (%s)" % (parent.pid, parent.name) if parent else "an unknown process"
 
 
+def examine(launch, url, pid):
+    """What --status -v adds (dict): what the server says of itself, and what is seen of it."""
+    first, second = (read_answer(url + launch.app.health[1:] + query) for query in ("", "?deep=1"))
+    moved = [answer.get("accept_loop", {}).get("requests_total") for answer in (first, second)]
+    rows = {name: "%(status)s, %(ms)s ms" % dict({"ms": "?"}, **check)
+            for name, check in second.get("checks", {}).items()}
+    if None not in moved:
+        state = "moves" if moved[0] < moved[1] else "stands still"
+        rows["accept loop"] = "%s, %d requests" % (state, moved[1])
+    with contextlib.suppress(OSError, TypeError):
+        kinds = [file.partition(":")[0] if ":" in file else "file" for file in open_files(pid)]
+        limit = read_text("/proc/%d/limits" % pid).partition("Max open files")[2].split()[0]
+        rows["descriptors"] = "%d of %s: " % (len(kinds), limit) + ", ".join(
+            "%d %s" % (kinds.count(kind), kind) for kind in sorted(set(kinds)))
+    rows["python"] = "%s (%s)" % find_python(discover_agent_dir())
+    return dict(rows, **{".env": [note for note in launch.notes if note.startswith(".env")]})
+
+
+# -- s6 slots ----------------------------------------------------------------------------------
+
+SLOT_FILES = {                    # file of a service folder: its text, see servicedir of s6
+    "run": """\
+#!{shell}
+# Written by bootstrap.py, which renews it at each start.
+exec 2>&1
+cd {root}
+export {environ}
+exec {drop}{command} --foreground --replace
+""",
+    "finish": """\
+#!/bin/sh
+# 125 tells s6-supervise to give up; a taken port is asked for again after a while.
+case $1 in 2|78|126|127) exit 125 ;; 69) exec sleep 4 ;; esac
+""",
+    "timeout-kill": "{patience}\n",
+    "log/run": "#!/bin/sh\nexport {environ}\nexec {drop}s6-log -b n9 s1000000 1 {log}\n"}
+GUARD_FILES = {
+    "run": """\
+#!{shell}
+# Starts {slot} anew after three checks in a row that found it sick.
+exec 2>&1
+export {environ}
+failures=0
+while sleep 5; do
+    if [ "$(s6-svstat -o up,wantedup {slot})" = "true true" ] &&
+            [ "$(s6-svstat -o updownfor {slot})" -ge {grace} ] &&
+            ! {command} --check --deep; then
+        failures=$((failures + 1))
+    else
+        failures=0
+    fi
+    if [ $failures = 3 ]; then
+        echo {slot} is sick, it is started anew
+        s6-svc -wD -T {patience} -d {slot}
+        s6-svc -u {slot}
+    fi
+done
+"""}
+S6_ACTIONS = {                  # word: what s6-svc is told, one after the other; what it has done
+    "up": (("-u",), ""), "start": (("-wu -u",), "Started"), "stop": (("-wD -d",), "Stopped"),
+    "restart": (("-wD -d", "-wu -u"), "Restarted"), "status": ((), "Running:"),
+    "unregister": (("-wD -d",), "Unregistered")}
+INSTANCE = (lambda name: set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") and len(name)
+            <= 200 and name[:1] not in ("", "_", "-") and not name.startswith("watchdog"))
+S6_FOLDERS = ("/command", "/usr/local/bin", "/usr/bin", "/bin")
+SENTINEL = "S6_SUPERVISED_CHILD"
+
+
+class Slot(namedtuple("Slot", "scan name patience")):
+    """A service folder of ours below s6-svscan; patience: milliseconds that its end may take."""
+
+    __slots__ = ()
+    path = property(lambda self: os.path.join(self.scan, self.name))
+    state = property(lambda self: self.tell("s6-svstat", self.path))
+    is_up = property(lambda self: self.state.startswith("up"))
+
+    def tell(self, program, *words):
+        """What one of s6's programs answers; LaunchError with its own exit status and words."""
+        import subprocess
+        path = os.pathsep.join([*os.get_exec_path(), *S6_FOLDERS])
+        try:
+            done = subprocess.run([program, *words], env=dict(os.environ, PATH=path),
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE)
+        except OSError as error:
+            raise LaunchError(Exit.NOT_FOUND, "%s: %s" % (program, error.strerror),
+                              "put the programs of s6 on PATH")
+        if done.returncode:
+            problem = "exit status %d of: %s" % (done.returncode, shlex.join([program, *words]))
+            raise LaunchError(done.returncode, problem, "s6 has to obey this user",
+                              done.stderr.decode("utf-8", "replace").splitlines())
+        return done.stdout.decode("utf-8", "replace").strip()
+
+    def register(self, files):
+        """Write the files (text by name, None to remove), complete before s6 can see them."""
+        hidden = os.path.join(self.scan, "." + self.name)
+        folder = self.path if os.path.isdir(self.path) else hidden
+        try:
+            for name, text in files.items():
+                path = os.path.join(folder, name)
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                remove_file(path) if text is None else write_file(path, text, 0o755)
+            os.rename(folder, self.path)
+        except OSError as error:
+            raise file_error(folder, error)
+
+    def guard(self, app):
+        """The Slot of this one's watchdog: APP-watchdog, or APP-watchdog-INSTANCE."""
+        instance = self.name[len(app.slug):].replace("-default", "")
+        return self._replace(name=app.slug + "-watchdog" + instance)
+
+    def launch(self, launch):
+        """The Launch with the port that the slot serves on."""
+        port = read_text(self.path + "/run").partition(" --host ")[0].rpartition(" ")[2]
+        return launch._replace(settings=dict(launch.settings, PORT=Setting(
+            int(port) if port.isdigit() else launch.port, self.path)))
+
+    def bring(self, action):
+        """Have s6 carry an action out; s6-supervise is given time to appear."""
+        begin = time.monotonic()
+        while not os.path.exists(self.path + "/supervise/control"):
+            if time.monotonic() > begin + 5:
+                raise LaunchError(Exit.FAILED, f"s6-svscan has not taken {self.path} up",
+                                  f"look at its own messages, or s6-svscanctl -a {self.scan}")
+            time.sleep(0.01)
+        for words in S6_ACTIONS[action][0]:
+            self.tell("s6-svc", "-T", self.patience, *words.split(), self.path)
+        if action == "unregister":
+            import shutil
+            hidden = os.path.join(self.scan, "." + self.name)
+            os.rename(self.path, hidden)
+            self.tell("s6-svscanctl", "-an", self.scan)
+            shutil.rmtree(hidden, ignore_errors=True)
+
+
+def scan_folder():
+    """Folder (str) of the s6-svscan(8) that is pid 1 of this container, or None."""
+    if read_text("/proc/1/comm").strip() != "s6-svscan" or not os.path.lexists("/run/s6/basedir"):
+        return None
+    folder = read_arguments(1)[-1]
+    return folder if folder[:1] == "/" and os.path.isdir(folder) else "/run/service"
+
+
+def find_slots(launch, options, scan):
+    """The Slots that a command is about: with --all every one of ours, else the instance's."""
+    app, patience = launch.app, str(int(launch.app.stop_timeout * 1000) + 5000)
+    names = ["%s-%s" % (app.slug, options.instance or "default")]
+    if options.all:
+        names = [name for name in sorted(os.listdir(scan) if scan else ()) if name[0] != "." and
+                 app.env(SENTINEL) in read_text(os.path.join(scan, name, "run"))]
+    return [Slot(scan or "/run/service", name, patience) for name in names]
+
+
+def slot_fields(launch, options, slot):
+    """What the files of a slot and of its watchdog are filled in with (dict of str)."""
+    import pwd
+    uid = os.getuid() or os.stat(launch.state_dir).st_uid
+    drops = uid != os.getuid()
+    account, home = "%d:%d" % (uid, os.stat(launch.state_dir).st_gid), launch.state_dir
+    with contextlib.suppress(KeyError):
+        account, home = pwd.getpwuid(uid)[0], pwd.getpwuid(uid)[5]
+    path = os.pathsep.join([*os.get_exec_path(), *S6_FOLDERS])
+    environ = service_environment(launch, path, not drops and os.environ.get("HOME") or home)
+    environ[launch.app.env(SENTINEL)] = "1"
+    contenv = next(filter(is_program, ("/command/with-contenv", "/usr/bin/with-contenv")), "")
+    return {
+        "shell": contenv + " sh" if contenv else "/bin/sh", "root": shlex.quote(REPO_ROOT),
+        "environ": " ".join(name + "=" + shlex.quote(value) for name, value in environ.items()),
+        "drop": f"s6-setuidgid {account} " if drops else "", "slot": shlex.quote(slot.path),
+        "command": shlex.join([sys.executable, "-I", "-S", os.path.realpath(__file__),
+                         *service_words(launch, options)]),
+        "log": shlex.quote(os.path.join(launch.state_dir, "s6-log-" + slot.name)),
+        "patience": slot.patience, "grace": "%d" % launch.app.start_timeout}
+
+
+def hand_over(launch, options, scan):
+    """The Slot that supervises the instance from now on, or None where s6 cannot have it."""
+    slot = find_slots(launch, options, scan)[0]
+    guard, is_wanted = slot.guard(launch.app), is_yes(setting_now("WATCHDOG"))
+    try:
+        os.makedirs(launch.state_dir, mode=0o700, exist_ok=True)
+        fields = slot_fields(launch, options, slot)
+        for one, files in ((guard, GUARD_FILES), (slot, SLOT_FILES)):
+            one.register(dict({name: text.format(**fields) for name, text in files.items()},
+                              down="" if one is guard and not is_wanted else None))
+        slot.tell("s6-svscanctl", "-a", scan)
+        guard.bring("up" if is_wanted else "stop")
+        slot.bring("up")
+    except (LaunchError, OSError) as error:
+        problem = getattr(error, "problem", error)
+        say(f"s6 cannot have {slot.name}: {problem}; the server is started here instead")
+        return None
+    say(f"{launch.app.name} runs under s6 supervision now, as {slot.path}: it is restarted when it "
+        f"crashes; --no-supervise or {launch.app.env('NO_SUPERVISE')}=1 opts out")
+    return slot
+
+
+def await_slot(launch, options, slot):
+    """Wait until the slot's server is healthy, and say where; LaunchError where it is not."""
+    deadline = time.monotonic() + options.timeout
+    while True:
+        record = find_running(launch)
+        if record and record.tracker() == "s6":
+            return report_running(launch, options, record, "ready")
+        state = slot.state
+        if state.startswith("down") or time.monotonic() > deadline:
+            raise LaunchError(Exit.FAILED, f"{slot.path} does not come up: {state}",
+                              f"its log: {launch.state_dir}/s6-log-{slot.name}/current")
+        time.sleep(SLICE)
+
+
+def wait_forever():
+    """Keep a container alive as sleep(1), or where there is none, until a signal arrives."""
+    sleep = find_program("sleep", S6_FOLDERS)
+    if sleep:
+        with contextlib.suppress(LaunchError):
+            return replace_process([sleep, "infinity"])
+    say("no sleep can be executed: this process waits instead")
+    with Signals() as signals:
+        while True:
+            signals.wait(SLICE)
+            signals.check()
+
+
+def command_slots(launch, options, action):
+    """Have s6 carry an action out; None where it does not have the instance."""
+    scan = scan_folder()
+    slots = find_slots(launch, options, scan)
+    if not options.all and not (scan and os.path.isdir(slots[0].path)):
+        if not options.instance and action != "unregister":
+            return None
+        name = options.instance or "default"
+        raise LaunchError(Exit.NOT_RUNNING, f"no such instance '{name}'",
+                          f"where s6 is pid 1, this makes it: bash start.sh --instance {name}")
+    if action == "status" and not options.all:
+        return command_status(slots[0].launch(launch), options, slots[0])
+    done = 0
+    for slot in slots:
+        try:
+            slot.bring(action)
+            if action != "unregister":
+                show("%s: %s" % (slot.name, slot.state))
+            elif os.path.isdir(slot.guard(launch.app).path):
+                slot.guard(launch.app).bring(action)
+            done += action != "status" or slot.is_up
+        except LaunchError as error:
+            if not options.all:
+                raise
+            print_error(error)
+    if not slots:
+        say(f"{launch.app.name} has no instance under s6, nothing to {action}")
+    elif options.all:
+        say("%s %d of %d" % (S6_ACTIONS[action][1], done, len(slots)))
+    return Exit.OK if done == len(slots) else Exit.FAILED
+
+
 # -- unit files --------------------------------------------------------------------------------
 
 SYSTEMD_UNIT = """\
@@ -1733,27 +2234,36 @@ UNITS = {                       # kind: where its file belongs, how it is starte
     "launchd": ("~/Library/LaunchAgents/local.{slug}.plist",
                 "launchctl bootstrap gui/$(id -u) ~/Library/LaunchAgents/local.{slug}.plist"),
     "supervisord": ("/etc/supervisor/conf.d/{slug}.conf", "supervisorctl update")}
+PASSED_ON = ("TLS_CERT", "TLS_KEY", "DOTENV_OVERRIDE")     # what else of ours a service is given
+
+
+def service_environment(launch, path, home):
+    """What a service needs of the environment (dict) to find the settings of this start."""
+    names = ["HERMES_HOME", "XDG_STATE_HOME", *map(launch.app.env, PASSED_ON)]
+    kept = {name: os.environ[name] for name in names if name in os.environ}
+    return dict(kept, HOME=home, PATH=path, **{
+        launch.app.env(name): str(value) for name, (value, origin) in launch.settings.items()
+        if value and (origin == "environment" or name == "STATE_DIR")})
+
+
+def service_words(launch, options):
+    """The words (list of str) that make a service of this start."""
+    words = [str(launch.port), "--host", launch.host]
+    return words + (["--config", os.path.abspath(options.config)] if options.config else [])
 
 
 def command_unit(launch, options):
     """Print a supervisor's file for this checkout, how to install it as comments at its top."""
     import pwd
-    slug = "".join(c if c.isascii() and c.isalnum() else " " for c in launch.app.name.lower())
-    slug = "-".join(slug.split()) or "app"
-    user, _, _, _, _, home, _ = pwd.getpwuid(os.getuid())
+    slug, (user, _, _, _, _, home, _) = launch.app.slug, pwd.getpwuid(os.getuid())
     place, *commands = [text.format(slug=slug, user=user) for text in UNITS[options.unit]]
     notes = [f"{launch.app.name}: save this as {place}, then",
              f"mkdir -p {shlex.quote(launch.state_dir)}", *commands,
-             f"It is well while {server_url(launch)}{launch.app.health[1:]} says so."]
+             f"It is well while {launch.health_url()} says so."]
     command = [find_program("bash") or "/bin/sh", os.path.join(REPO_ROOT, "start.sh"),
-               str(launch.port), "--host", launch.host, "--foreground"]
-    if options.config:
-        command += ["--config", os.path.abspath(options.config)]
+               *service_words(launch, options), "--foreground"]
     path = ":".join([os.path.dirname(sys.executable), "/usr/local/bin", "/usr/bin", "/bin"])
-    environ = {"HOME": home, "USER": user, "PATH": path}
-    environ.update(pair for pair in os.environ.items() if pair[0] == "HERMES_HOME")
-    environ.update((launch.app.env(name), str(value)) for name, (value, origin) in
-                   launch.settings.items() if origin == "environment" or name == "STATE_DIR")
+    environ = dict(service_environment(launch, path, home), USER=user)
     unit = {"launchd": launchd_unit, "supervisord": supervisord_unit}.get(
         options.unit, systemd_unit)
     user = "" if options.unit == "systemd-user" else user
@@ -1793,8 +2303,30 @@ def supervisord_unit(launch, slug, user, command, environ, notes):
 # -- command line ------------------------------------------------------------------------------
 
 # What main() assumes of words that a replaced parse_args does not know.
-WORDS = dict.fromkeys("launch config foreground detach replace timeout no_browser status stop"
-                      " restart logs lines follow print_plan unit json".split())
+WORDS = dict.fromkeys("launch config foreground detach replace timeout no_browser no_supervise"
+                      " start status stop restart check unregister instance all deep verbose logs"
+                      " lines follow print_plan unit json".split())
+
+
+FLAGS = (                       # words of one group exclude each other
+    ("mode", "--foreground", "become the server, for launchd, systemd and supervisord"),
+    ("mode", "--detach", "leave a healthy server in the background, whoever watches us"),
+    (None, "--replace", "end a running instance first, if it is ours and untracked"),
+    (None, "--no-browser", "open no browser"),
+    (None, "--no-supervise", "never hand over to s6"),
+    (None, "--skip-agent-install", "accepted, without effect"),
+    ("action", "--status", "diagnose the instance on PORT"),
+    ("action", "--check", "probe it once: exit 0 healthy, 1 sick, 3 not running"),
+    ("action", "--start", "start it, where s6 has it through s6; so do the next two"),
+    ("action", "--stop", "end the instance on PORT, with all its processes"),
+    ("action", "--restart", "end it and start it again"),
+    ("action", "--unregister", "end the instance's slot of s6, and remove it"),
+    (None, "--all", "act on every slot of ours that s6 has"),
+    (None, "--deep", "--check asks for the deep health"),
+    ("action", "--logs", "show the end of its log"),
+    ("action", "--print-plan", "say what a start would do, and why"),
+    ("action", "--version", "print the version and this file's sha256"),
+    (None, "--json", "--status and --print-plan answer in JSON"))
 
 
 def make_parser():
@@ -1816,22 +2348,12 @@ def make_parser():
     add("--unit", choices=sorted(UNITS), help="print a supervisor's file for this checkout")
     add("--timeout", metavar="SECONDS", help="how long a start may take to be healthy")
     add("-n", dest="lines", metavar="N", default=str(TAIL), help="--logs shows N lines")
+    add("--instance", metavar="NAME", help="name of the slot where s6 is pid 1 of the container")
+    add("-v", dest="verbose", action="store_true", help="--status tells all that is known")
     add("-f", dest="follow", action="store_true", help="--logs goes on as the log grows")
-    modes, actions = (parser.add_mutually_exclusive_group() for _ in range(2))
-    for group, flag, text in (
-            (modes, "--foreground", "become the server, for launchd, systemd and supervisord"),
-            (modes, "--detach", "leave a healthy server in the background, whoever watches us"),
-            (parser, "--replace", "end a running instance first, if it is ours and untracked"),
-            (parser, "--no-browser", "open no browser"),
-            (parser, "--skip-agent-install", "accepted, without effect"),
-            (actions, "--status", "diagnose the instance on PORT"),
-            (actions, "--stop", "end the instance on PORT, with all its processes"),
-            (actions, "--restart", "end it and start it again"),
-            (actions, "--logs", "show the end of its log"),
-            (actions, "--print-plan", "say what a start would do, and why"),
-            (actions, "--version", "print the version and this file's sha256"),
-            (parser, "--json", "--status and --print-plan answer in JSON")):
-        group.add_argument(flag, action="store_true", help=text)
+    groups = {name: parser.add_mutually_exclusive_group() for name in ("mode", "action")}
+    for name, flag, text in FLAGS:
+        groups.get(name, parser).add_argument(flag, action="store_true", help=text)
     return parser
 
 
@@ -1851,6 +2373,11 @@ def parse_args():
         options.lines = checked(options.lines, int, lambda n: n >= 0, "a number of lines")
     except ValueError as error:
         parser.error("the value of --timeout and -n %s" % error)
+    if options.start and options.all:
+        parser.error("--start takes one slot at a time, not --all: name it with --instance")
+    if options.instance is not None and not INSTANCE(options.instance):
+        parser.error("%r is no name of an instance: small letters, digits, _ and -, at its start a "
+                     "letter or digit, at most 200; watchdog is taken" % options.instance)
     options.launch = settle(read_app(options.config), options)
     options.host, options.port = options.launch.host, options.launch.port
     return options
@@ -1867,9 +2394,23 @@ def main():
     options.timeout = options.timeout or APP.start_timeout
     for note in launch.notes:
         say(note)
+    action = next(filter(vars(options).get, S6_ACTIONS), None)
+    code = command_slots(launch, options, action) if action else None
+    if code is not None:
+        return code
     commands = ((options.status, command_status), (options.stop or options.restart, command_stop),
-                (options.logs, command_logs), (options.unit, command_unit), (True, start))
+                (options.logs, command_logs), (options.unit, command_unit),
+                (options.check, command_check), (True, start))
     return next(command for wanted, command in commands if wanted)(launch, options)
+
+
+def print_error(error):
+    """A LaunchError on stderr; its exit code."""
+    say(error.problem)
+    for line in error.detail:
+        say(line, "  | ")
+    say(error.remedy, "  ")
+    return error.code
 
 
 def run():
@@ -1882,11 +2423,7 @@ def run():
     try:
         return main()
     except LaunchError as error:
-        say(error.problem)
-        for line in error.detail:
-            say(line, "  | ")
-        say(error.remedy, "  ")
-        return error.code
+        return print_error(error)
     except KeyboardInterrupt:
         say("interrupted by SIGINT")
         return Exit.SIGNALLED + 2
@@ -1897,3 +2434,4 @@ def run():
 
 if __name__ == "__main__":
     sys.exit(run())
+# requirement_files

@@ -19,4 +19,7 @@ if [ -z "$python" ]; then
     exit 127
 fi
 # -I -S: nothing of the environment, the current folder or site-packages joins the launcher.
-exec "$python" -I -S "${self%/*}/bootstrap.py" "$@"
+# The loader keeps what it compiles, as for an import; a script is compiled at every start.
+exec "$python" -I -S -c 'import sys; from importlib.machinery import SourceFileLoader as File
+__file__ = sys.argv[0] = sys.argv.pop(1)
+exec(File("__main__", __file__).get_code("__main__"))' "${self%/*}/bootstrap.py" "$@"

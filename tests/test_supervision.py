@@ -57,7 +57,7 @@ def facts(bootstrap, chain="bash:900 sshd:800 systemd:1", **seen):
     known = dict(
         pid=US, parent=ancestors[0].pid if ancestors else 0, chain=ancestors,
         at_init=bool(ancestors) and ancestors[-1].pid == 1, exec_pid=None, journal=False,
-        marker=None, terminal=False, leader=False,
+        marker=None, terminal=False, leader=False, scan=None,
         watcher=next((p.name for p in ancestors if not bootstrap.waits(p)), ""))
     return bootstrap.Facts(**dict(known, **seen))
 
