@@ -1575,8 +1575,9 @@ def open_browser(url):
 
 def start(launch, options):
     """Observe, plan, and carry the plan out; returns the exit code."""
-    facts = observe(not options.no_supervise and not is_yes(
-        launch.settings["NO_SUPERVISE"].value, YES[:3]))
+    says = {name: launch.settings[name].value for name in ("FOREGROUND", "NO_SUPERVISE")}
+    facts = observe(not (options.foreground or options.detach or is_yes(says["FOREGROUND"]) or
+                         options.no_supervise or is_yes(says["NO_SUPERVISE"], YES[:3])))
     os.environ.update(launch.additions)
     verdict = choose_mode(judge(facts), options, launch)
     agent_dir = discover_agent_dir()
@@ -1588,7 +1589,7 @@ def start(launch, options):
             return await_slot(launch, options, slot)
         if slot:
             return wait_forever()
-        verdict = verdict._replace(mode=FOREGROUND, supervisor=None)
+        verdict = judge(facts._replace(scan=None))._replace(mode=FOREGROUND, hearsay=None)
     lock = None
     try:
         lock = take_lock(launch.path("lock"), options.timeout, f"a start on port {launch.port}")
@@ -1750,14 +1751,14 @@ def report(launch, options, record, state):
     return Exit.OK
 
 
-def report_running(launch, options, record, state="already running"):
+def report_running(launch, options, record):
     """Say where the running instance is, once it is healthy; LaunchError (69) if it is not."""
     health = await_instance(launch, options, record,
                             lambda: "" if record.is_running() else "pid %d is gone" % record["pid"])
     if not health:
         problem = f"the instance runs already, pid {record['pid']}, but is {health.problem}"
         raise LaunchError(Exit.TAKEN, problem, "start it anew with --restart")
-    return report(launch, options, record, state)
+    return report(launch, options, record, "already running")
 
 
 def print_plan(launch, options, verdict, agent_dir):
@@ -1961,7 +1962,7 @@ SLOT_FILES = {                    # file of a service folder: its text, see serv
 # Written by bootstrap.py, which renews it at each start.
 exec 2>&1
 cd {root}
-export {environ}
+export {environ} {sentinel}=1
 exec {drop}{command} --foreground --replace
 """,
     "finish": """\
@@ -1970,7 +1971,7 @@ exec {drop}{command} --foreground --replace
 case $1 in 2|78|126|127) exit 125 ;; 69) exec sleep 4 ;; esac
 """,
     "timeout-kill": "{patience}\n",
-    "log/run": "#!/bin/sh\nexport {environ}\nexec {drop}s6-log -b n9 s1000000 1 {log}\n"}
+    "log/run": "#!/bin/sh\nexport {environ}\nexec {drop}s6-log n9 s1000000 1 {log}\n"}
 GUARD_FILES = {
     "run": """\
 #!{shell}
@@ -1981,7 +1982,7 @@ failures=0
 while sleep 5; do
     if [ "$(s6-svstat -o up,wantedup {slot})" = "true true" ] &&
             [ "$(s6-svstat -o updownfor {slot})" -ge {grace} ] &&
-            ! {command} --check --deep; then
+            {{ {command} --check --deep; [ $? = 1 ]; }}; then
         failures=$((failures + 1))
     else
         failures=0
@@ -1993,12 +1994,11 @@ while sleep 5; do
     fi
 done
 """}
-S6_ACTIONS = {                  # word: what s6-svc is told, one after the other; what it has done
-    "up": (("-u",), ""), "start": (("-wu -u",), "Started"), "stop": (("-wD -d",), "Stopped"),
-    "restart": (("-wD -d", "-wu -u"), "Restarted"), "status": ((), "Running:"),
-    "unregister": (("-wD -d",), "Unregistered")}
-INSTANCE = (lambda name: set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") and len(name)
-            <= 200 and name[:1] not in ("", "_", "-") and not name.startswith("watchdog"))
+S6_ACTIONS = {          # word: what s6-svc is told and s6-svwait waits for, what then is done
+    "up": ("-u", (), ""), "start": ("-u", ("-u",), "Started"), "stop": ("-d", ("-D",), "Stopped"),
+    "restart": ("-d", ("-D", "-u"), "Restarted"), "status": ("", (), "Running:"),
+    "unregister": ("-d", ("-D",), "Unregistered")}
+INSTANCE = "abcdefghijklmnopqrstuvwxyz0123456789_-"
 S6_FOLDERS = ("/command", "/usr/local/bin", "/usr/bin", "/bin")
 SENTINEL = "S6_SUPERVISED_CHILD"
 
@@ -2052,22 +2052,43 @@ class Slot(namedtuple("Slot", "scan name patience")):
         return launch._replace(settings=dict(launch.settings, PORT=Setting(
             int(port) if port.isdigit() else launch.port, self.path)))
 
+    def is_supervised(self):
+        """Whether s6-supervise listens; LaunchError where we may not know."""
+        try:
+            self.tell("s6-svok", self.path)
+        except LaunchError as error:
+            if error.code != 1:
+                raise
+            return False
+        return os.path.exists(self.path + "/supervise/status")
+
     def bring(self, action):
         """Have s6 carry an action out; s6-supervise is given time to appear."""
-        begin = time.monotonic()
-        while not os.path.exists(self.path + "/supervise/control"):
+        begin, (order, events, _) = time.monotonic(), S6_ACTIONS[action]
+        while order and not self.is_supervised():
             if time.monotonic() > begin + 5:
                 raise LaunchError(Exit.FAILED, f"s6-svscan has not taken {self.path} up",
                                   f"look at its own messages, or s6-svscanctl -a {self.scan}")
             time.sleep(0.01)
-        for words in S6_ACTIONS[action][0]:
-            self.tell("s6-svc", "-T", self.patience, *words.split(), self.path)
+        if order:
+            self.tell("s6-svc", order, self.path)
+        for event in events:
+            if event == "-u":
+                self.tell("s6-svc", "-u", self.path)
+            self.tell("s6-svwait", event, "-t", self.patience, self.path)
         if action == "unregister":
-            import shutil
-            hidden = os.path.join(self.scan, "." + self.name)
+            self.remove()
+
+    def remove(self):
+        """Take the folder away; s6-svscan ends what still supervises it."""
+        import shutil
+        hidden = os.path.join(self.scan, "." + self.name)
+        with contextlib.suppress(FileNotFoundError):
             os.rename(self.path, hidden)
-            self.tell("s6-svscanctl", "-an", self.scan)
-            shutil.rmtree(hidden, ignore_errors=True)
+            try:
+                self.tell("s6-svscanctl", "-an", self.scan)
+            finally:
+                shutil.rmtree(hidden, ignore_errors=True)
 
 
 def scan_folder():
@@ -2098,7 +2119,6 @@ def slot_fields(launch, options, slot):
         account, home = pwd.getpwuid(uid)[0], pwd.getpwuid(uid)[5]
     path = os.pathsep.join([*os.get_exec_path(), *S6_FOLDERS])
     environ = service_environment(launch, path, not drops and os.environ.get("HOME") or home)
-    environ[launch.app.env(SENTINEL)] = "1"
     contenv = next(filter(is_program, ("/command/with-contenv", "/usr/bin/with-contenv")), "")
     return {
         "shell": contenv + " sh" if contenv else "/bin/sh", "root": shlex.quote(REPO_ROOT),
@@ -2107,26 +2127,35 @@ def slot_fields(launch, options, slot):
         "command": shlex.join([sys.executable, "-I", "-S", os.path.realpath(__file__),
                          *service_words(launch, options)]),
         "log": shlex.quote(os.path.join(launch.state_dir, "s6-log-" + slot.name)),
-        "patience": slot.patience, "grace": "%d" % launch.app.start_timeout}
+        "sentinel": launch.app.env(SENTINEL), "patience": slot.patience,
+        "grace": "%d" % launch.app.start_timeout}
 
 
 def hand_over(launch, options, scan):
     """The Slot that supervises the instance from now on, or None where s6 cannot have it."""
-    slot = find_slots(launch, options, scan)[0]
+    slot, lock, fresh = find_slots(launch, options, scan)[0], None, []
     guard, is_wanted = slot.guard(launch.app), is_yes(setting_now("WATCHDOG"))
     try:
+        lock = take_lock(scan, options.timeout, "a registration with s6")
         os.makedirs(launch.state_dir, mode=0o700, exist_ok=True)
         fields = slot_fields(launch, options, slot)
         for one, files in ((guard, GUARD_FILES), (slot, SLOT_FILES)):
+            fresh += [] if os.path.isdir(one.path) else [one]
             one.register(dict({name: text.format(**fields) for name, text in files.items()},
                               down="" if one is guard and not is_wanted else None))
         slot.tell("s6-svscanctl", "-a", scan)
         guard.bring("up" if is_wanted else "stop")
         slot.bring("up")
     except (LaunchError, OSError) as error:
-        problem = getattr(error, "problem", error)
-        say(f"s6 cannot have {slot.name}: {problem}; the server is started here instead")
+        for one in fresh:
+            with contextlib.suppress(LaunchError, OSError):
+                one.remove()
+        words = "; ".join([str(getattr(error, "problem", error)), *getattr(error, "detail", ())])
+        say(f"s6 cannot have {slot.name}: {words}; the server is started here instead")
         return None
+    finally:
+        if lock is not None:
+            os.close(lock)
     say(f"{launch.app.name} runs under s6 supervision now, as {slot.path}: it is restarted when it "
         f"crashes; --no-supervise or {launch.app.env('NO_SUPERVISE')}=1 opts out")
     return slot
@@ -2134,16 +2163,23 @@ def hand_over(launch, options, scan):
 
 def await_slot(launch, options, slot):
     """Wait until the slot's server is healthy, and say where; LaunchError where it is not."""
-    deadline = time.monotonic() + options.timeout
+    log, deadline = f"its log: {launch.state_dir}/s6-log-{slot.name}/current", time.monotonic()
+    with contextlib.suppress(LaunchError):      # who is down after this has ended
+        slot.tell("s6-svwait", "-u", "-t", "5000", slot.path)
     while True:
-        record = find_running(launch)
-        if record and record.tracker() == "s6":
-            return report_running(launch, options, record, "ready")
-        state = slot.state
-        if state.startswith("down") or time.monotonic() > deadline:
-            raise LaunchError(Exit.FAILED, f"{slot.path} does not come up: {state}",
-                              f"its log: {launch.state_dir}/s6-log-{slot.name}/current")
+        record, state = find_running(launch), slot.state
+        if record and record["pid"] == int(slot.tell("s6-svstat", "-o", "pid", slot.path)):
+            break
+        if state.startswith("down") or time.monotonic() > deadline + options.timeout:
+            code = state.partition("exitcode ")[2].partition(")")[0]
+            raise LaunchError(int(code or 0) or Exit.FAILED,
+                              f"{slot.path} does not come up: {state}", log)
         time.sleep(SLICE)
+    health = await_instance(launch, options, record,
+                            lambda: "" if record.is_running() else slot.state)
+    if not health:
+        raise LaunchError(health.code, health.problem, log)
+    return report(launch, options, record, "ready")
 
 
 def wait_forever():
@@ -2163,7 +2199,9 @@ def command_slots(launch, options, action):
     """Have s6 carry an action out; None where it does not have the instance."""
     scan = scan_folder()
     slots = find_slots(launch, options, scan)
-    if not options.all and not (scan and os.path.isdir(slots[0].path)):
+    is_other = launch.settings["PORT"].origin == "command line" and not options.all and \
+        not options.instance and slots[0].launch(launch).port != launch.port
+    if is_other or not options.all and not (scan and os.path.isdir(slots[0].path)):
         if not options.instance and action != "unregister":
             return None
         name = options.instance or "default"
@@ -2187,7 +2225,7 @@ def command_slots(launch, options, action):
     if not slots:
         say(f"{launch.app.name} has no instance under s6, nothing to {action}")
     elif options.all:
-        say("%s %d of %d" % (S6_ACTIONS[action][1], done, len(slots)))
+        say("%s %d of %d" % (S6_ACTIONS[action][2], done, len(slots)))
     return Exit.OK if done == len(slots) else Exit.FAILED
 
 
@@ -2373,12 +2411,16 @@ def parse_args():
         options.lines = checked(options.lines, int, lambda n: n >= 0, "a number of lines")
     except ValueError as error:
         parser.error("the value of --timeout and -n %s" % error)
-    if options.start and options.all:
-        parser.error("--start takes one slot at a time, not --all: name it with --instance")
-    if options.instance is not None and not INSTANCE(options.instance):
-        parser.error("%r is no name of an instance: small letters, digits, _ and -, at its start a "
-                     "letter or digit, at most 200; watchdog is taken" % options.instance)
+    if options.all and (options.start or options.instance):
+        parser.error("--start and --instance are for one slot at a time, not for --all")
+    name = options.instance
+    if name is not None and (set(name) - set(INSTANCE) or name[:1] in ("", "_", "-") or
+                             name.startswith("watchdog")):
+        parser.error("%r is no name of an instance: small letters, digits, _ and -, at its start "
+                     "a letter or digit; watchdog is taken" % name)
     options.launch = settle(read_app(options.config), options)
+    if name and len(options.launch.app.slug + "-watchdog-" + name) > 251:
+        parser.error("--instance %s is too long for s6-svscan(8)" % name)
     options.host, options.port = options.launch.host, options.launch.port
     return options
 
@@ -2420,6 +2462,7 @@ def run():
             os.fstat(fd)
         except OSError:     # closed: a socket of the server's must not land there
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.executable = sys.executable or os.path.realpath("/proc/self/exe")   # no PATH
     try:
         return main()
     except LaunchError as error:
