@@ -3,35 +3,25 @@
 
 Standard library only, Python 3.8 and newer. The main thread is an event loop that holds every
 conversation; it answers what is cheap and hands the rest to a bounded number of workers, so a slow
-client costs a socket and never a thread. Settings come from the environment, after PREFIX: HOST,
-PORT, STATE_DIR, ALLOWED_HOSTS (separated by commas), TLS_CERT and TLS_KEY (both or none); and
-HERMES_HOME. Exit status: 0 when told to stop, 69 for a taken address, 78 for a bad setting.
+client costs a socket and never a thread. Settings come from the environment: HERMES_HOME and, after
+PREFIX, HOST, PORT, STATE_DIR, ALLOWED_HOSTS (separated by commas), TLS_CERT and TLS_KEY (both or
+none). Exit status: 0 when told to stop, 69 for an address that cannot be had, 78 for a bad setting.
+
+Whoever copies this file edits one line of it, NAME and PREFIX: under that prefix the launcher hands
+over HOST, PORT and STATE_DIR.
 """
-import collections
-import contextlib
-import functools
-import json
-import os
-import re
-import resource
-import selectors
-import signal
-import socket
-import sys
-import threading
-import time
-import types
+import collections, contextlib, functools, json, os, re, resource, selectors, signal, socket, stat
+import sys, threading, time, types
 from http import HTTPStatus
 
 # ---- constants and data --------------------------------------------------------------------------
 NAME, PREFIX = "Hermes Web UI", "HERMES_WEBUI_"
-MAX_CONNECTIONS, MAX_STREAMS, MAX_WORKERS, MAX_ROWS, FILES = 1000, 64, 16, 500, 4096
-MAX_HEAD, MAX_FILE, DISK_FREE = 16 << 10, 16 << 20, 64 << 20  # bytes
+MAX_CONNECTIONS, MAX_STREAMS, MAX_WORKERS, MAX_ROWS, MAX_SHOWN, FILES = 1000, 64, 4, 500, 8, 4096
+MAX_HEAD, MAX_TEXT, MAX_FILE, DISK_FREE = 16 << 10, 2000, 16 << 20, 64 << 20  # bytes
 HEAD_SECONDS, IDLE_SECONDS, WRITE_SECONDS, STOP_SECONDS = 10.0, 15.0, 20.0, 10.0
-DRAIN_SECONDS, LOCK_SECONDS, BEAT_SECONDS = 0.3, 0.5, 2.0
+DRAIN_SECONDS, LOCK_SECONDS, BEAT_SECONDS = 0.5, 0.5, 2.0
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-HEAD = re.compile(r"([A-Z-]{1,32}) ([!-~]+) HTTP/1\.([01])"
-                  r"((?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*)*)")  # RFC 9112, 3 and 5
+HEAD = re.compile(r"([A-Z-]+) ([!-~]+) HTTP/1\.([01])((?:\r\n[!#-'*+.0-9A-Z^-z|~-]+:[^\r\n\0]*)*)")
 FIELDS = ("Allow: GET, HEAD\r\nCache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\n"
           "X-Frame-Options: DENY\r\nReferrer-Policy: no-referrer\r\nCross-Origin-Resource-Policy: "
           "same-origin\r\nContent-Security-Policy: default-src 'none'; frame-ancestors 'none'; ")
@@ -44,32 +34,19 @@ SESSION = {"session_id": "session_id id", "title": "title", "source": "source", 
            "updated_at": "updated_at ended_at created_at started_at", "project_id": "project_id",
            "active_stream_id": "active_stream_id", "pending_user_message": "pending_user_message"}
 PROJECT = {"project_id": "project_id id", "name": "name", "color": "color"}
-SOURCES = {"sessions": ("{0.state_dir}/sessions", SESSION),
-           "projects": ("{0.state_dir}/projects.json", PROJECT),
-           "state_db": ("{0.home}/state.db", SESSION, "sessions", "started_at"),
-           "projects_db": ("{0.home}/projects.db", PROJECT, "projects", "created_at")}
-Request = collections.namedtuple("Request", "method path deep host close")
-Request.__doc__ = "Method, path str; deep bool, for every check; host str or None; close bool."
+KEYS = frozenset(" ".join([*SESSION.values(), *PROJECT.values()]).split())
+Request = collections.namedtuple("Request", "method path deep host close")  # deep: every check
 Response = collections.namedtuple("Response", "status body type policy", defaults=(TEXT, ""))
-Response.__doc__ = "Status int, body bytes, media type str, what its content may do (CSP) str."
 
 
 class Refused(Exception):
     """A request that is not served: status (int) and reason (str)."""
 
 
-class Broken(OSError):
-    """State that cannot be had: strerror tells why, without any path; rows, list, could be had."""
-
-    def __init__(self, text, rows=()):
-        OSError.__init__(self, 0, text)
-        self.rows = rows
-
-
 def log(text, status=None):
     """One line on stderr, whoever reads it; with a status (int), the end: raises SystemExit."""
     with contextlib.suppress(OSError):
-        os.write(sys.stderr.fileno() if sys.stderr else -1, ("server: %s\n" % text).encode())
+        os.write(sys.stderr.fileno() if sys.stderr else -1, os.fsencode("server: %s\n" % text))
     if status:
         sys.exit(status)
 
@@ -82,8 +59,8 @@ def parse_request(head):
         raise Refused(505 if re.match(rb"\S+ \S+ HTTP/[02-9]", head) else 400, "not HTTP/1.1")
     (method, target, minor, lines), fields = match.groups(), {}
     for name, _, value in (line.partition(":") for line in lines.split("\r\n")[1:]):
-        if name.lower() == "host" and "host" in fields:
-            raise Refused(400, "more than one Host")
+        if name.lower() in fields and name.lower() in ("host", "content-length"):
+            raise Refused(400, "more than one %s" % name.lower())
         fields[name.lower()] = value.strip(" \t").lower()
     if minor == "1" and "host" not in fields:
         raise Refused(400, "no Host")
@@ -96,71 +73,95 @@ def parse_request(head):
 
 def host_name(authority):
     """The host of a Host header, lower case, without port, brackets and final dot."""
-    host = re.match(r"\s*(\[[^\]]*|[^:]*)", authority).group(1)
-    return host.lstrip("[").rstrip(" .").lower()
+    return re.match(r"\s*\[?((?<=\[)[^\]]*|[^:]*)", authority).group(1).rstrip(" .").lower()
 
 
 def reply(status, value):
     """A Response that says `value`: a str as a line of text, everything else as JSON."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = value if isinstance(value, str) else json.dumps(value)
     return Response(status, (text + "\n").encode(), TEXT if text is value else JSON)
 
 
 def encode(response, close, head_only=False):
     """The bytes of a Response; without its body for HEAD."""
     length = "" if response.type == EVENTS else "Content-Length: %d\r\n" % len(response.body)
-    head = "HTTP/1.1 %d %s\r\nContent-Type: %s\r\n%sConnection: %s\r\n%s%s\r\n\r\n" % (
-        response.status, HTTPStatus(response.status).phrase, response.type, length,
+    head = "HTTP/1.1 %d %s\r\n%sContent-Type: %s\r\n%sConnection: %s\r\n%s%s\r\n\r\n" % (
+        response.status, HTTPStatus(response.status).phrase,
+        time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime()), response.type, length,
         "close" if close else "keep-alive", FIELDS, response.policy)
     return head.encode() + (b"" if head_only else response.body)
 
 
 # ---- settings and state --------------------------------------------------------------------------
+def pick(row, fields):
+    """What is told of a record, dict: of each field's keys the first text (cut) or number."""
+    told = {key: value[:MAX_TEXT] if isinstance(value, str) else value for key, value in row.items()
+            if isinstance(value, str) or isinstance(value, (int, float)) and abs(value) < 1e18}
+    return {field: next((told[key] for key in keys.split() if key in told), None)
+            for field, keys in fields.items()}
+
+
 def read_json(path, kind=list):
     """The value in a JSON file, a `kind` (list or dict); raises OSError."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe waits for its other end
+        raise OSError(0, "not a file")
     with open(path, "rb") as file:
         data = file.read(MAX_FILE + 1)
     with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(data.decode("utf-8-sig"), parse_constant=lambda name: None)
+        value = json.loads(data.decode("utf-8-sig"), parse_int=lambda digits: int(digits[:20]))
         if isinstance(value, kind):
             return value
-    raise Broken("too large" if len(data) > MAX_FILE else "not a JSON %s" % kind.__name__)
+    raise OSError(0, "too large" if len(data) > MAX_FILE else "not a JSON %s" % kind.__name__)
 
 
 @functools.lru_cache(maxsize=2 * MAX_ROWS)
 def read_session(mtime_ns, size, path):
-    """A session from its file, dict, {} if broken; read again where mtime_ns or size differ."""
-    with contextlib.suppress(OSError):
-        record = read_json(path, dict)
-        messages = record.pop("messages", None)
-        return dict({"message_count": len(messages) if isinstance(messages, list) else 0}, **record)
-    return {}
+    """A session from its file, dict, read again where mtime_ns or size differ; raises OSError."""
+    record = read_json(path, dict)
+    messages = record.get("messages")
+    record.setdefault("message_count", len(messages) if isinstance(messages, list) else 0)
+    return pick(record, SESSION)
 
 
 def read_folder(folder):
     """The sessions in the newest files of a folder, list of dict; raises OSError."""
+    files, rows = [], []
     with os.scandir(folder) as entries:
-        files = sorted((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path) for entry
-                       in entries if re.fullmatch(r"[^_.].*\.json", entry.name))
-    return [read_session(*file) for file in files[-MAX_ROWS:]]
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # files come and go
+                if re.fullmatch(r"[^_.].*\.json", entry.name):
+                    files.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
+    for file in sorted(files)[-MAX_ROWS:]:
+        rows.append({})
+        with contextlib.suppress(OSError):
+            rows[-1] = read_session(*file)
+    return rows
 
 
 def read_table(path, table, order):
     """The newest rows of a SQLite table, list of dict, nothing changed; raises OSError."""
-    os.stat(path)
-    import sqlite3
-    import urllib.parse
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(0, "not a file")
+    import pathlib, sqlite3
     # WAL needs shared memory beside the file (sqlite.org/wal.html), so a folder to write to.
     frozen = not os.access(os.path.dirname(path), os.W_OK) and not os.path.exists(path + "-wal")
-    uri = "file:%s?mode=ro%s" % (urllib.parse.quote(path), "&immutable=1" if frozen else "")
-    query = "SELECT * FROM %s ORDER BY %s DESC LIMIT %d" % (table, order, MAX_ROWS)
+    uri = pathlib.Path(path).as_uri() + "?mode=ro" + "&immutable=1" * frozen
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)) as db:
             db.text_factory = lambda text: text.decode("utf-8", "replace")
-            db.row_factory = sqlite3.Row
-            return [dict(row) for row in db.execute(query)]
-    except sqlite3.Error as error:
-        raise Broken(str(error))
+            names = [name for _, name, *_ in db.execute("PRAGMA table_info(%s)" % table)]
+            told = [name for name in names if name in KEYS] or ["*"]
+            rows = db.execute("SELECT %s FROM %s ORDER BY %s DESC LIMIT %d" % (
+                ", ".join(told), table, order, MAX_ROWS))
+            return [dict(zip(told, row)) for row in rows]
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise OSError(0, str(error))
+
+
+SOURCES = {"sessions": (SESSION, read_folder, "{0.state_dir}/sessions"),
+           "projects": (PROJECT, read_json, "{0.state_dir}/projects.json"),
+           "state_db": (SESSION, read_table, "{0.home}/state.db", "sessions", "started_at"),
+           "projects_db": (PROJECT, read_table, "{0.home}/projects.db", "projects", "created_at")}
 
 
 class Settings:
@@ -170,7 +171,8 @@ class Settings:
         def get(name, default=""):
             return environ.get(PREFIX + name, "").strip() or default
         self.host, port = get("HOST", "127.0.0.1"), get("PORT", "8787")
-        self.home = os.path.expanduser(environ.get("HERMES_HOME", "").strip() or "~/.hermes")
+        home = os.path.expanduser(environ.get("HERMES_HOME", "").strip() or "~/.hermes")
+        self.home = os.path.abspath(home)
         self.state_dir = os.path.expanduser(get("STATE_DIR", self.home + "/webui"))
         self.hosts = {host_name(host) for host in get("ALLOWED_HOSTS").split(",") if host.strip()}
         self.hosts |= {"localhost", "127.0.0.1", "::1", self.host.lower()}
@@ -182,29 +184,22 @@ class Settings:
         self.port = int(port)
 
     def read_source(self, source):
-        """What is told of the records in a source, list of dict; raises OSError."""
-        path, fields, *table = SOURCES[source]
-        read = read_table if table else read_folder if source == "sessions" else read_json
-        rows = read(path.format(self), *table)
-        good = [row for row in rows if row and isinstance(row, dict)]
-        told = [{field: next((row[key] for key in keys.split() if row.get(key) is not None), None)
-                 for field, keys in fields.items()} for row in good]
-        if len(good) < len(rows):
-            raise Broken("%d of %d cannot be read" % (len(rows) - len(good), len(rows)), told)
-        return told
+        """The check of a source: dict of its rows, their count, and why if some are broken."""
+        fields, read, path, *table = SOURCES[source]
+        rows = read(path.format(self), *table)[:MAX_ROWS]
+        told = [pick(row, fields) for row in rows if isinstance(row, dict)]
+        good = [row for row in told if next(iter(row.values())) is not None]
+        bad = len(rows) - len(good)
+        why = {"why": "%d of %d cannot be read" % (bad, len(rows))} if bad else {}
+        return dict(why, count=len(good), rows=good)
 
     def gather(self, *sources):
         """Each record of some sources once, list of dict, the latest first; what is wrong, list."""
-        rows, problems = [], []
+        once, problems = {}, []
         for source in sources:
-            try:
-                rows += self.read_source(source)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                rows += getattr(error, "rows", ())
-                problems.append("%s: %s" % (source, error.strerror))
-        once = {str(next(iter(row.values()))): row for row in rows}
+            found = run_check(functools.partial(self.read_source, source))
+            once.update((str(next(iter(row.values()))), row) for row in found.get("rows", ()))
+            problems += ["%s: %s" % (source, found["why"])] if "why" in found else []
         return sorted(once.values(), reverse=True, key=lambda row: row["updated_at"] if isinstance(
             row.get("updated_at"), (int, float)) else 0), problems
 
@@ -213,13 +208,12 @@ class Settings:
         with contextlib.suppress(OSError):
             known = read_json("%s/bootstrap-%d.record" % (self.state_dir, self.port), dict)
             if known.get("pid") == os.getpid():
-                return known.get("supervisor") or "nobody"
-        with contextlib.suppress(OSError, ValueError), open("/proc/%d/comm" % os.getppid()) as file:
-            return file.read().strip()
-        return "unknown"
+                return str(known.get("supervisor") or "nobody")[:MAX_TEXT]
+        with contextlib.suppress(OSError), open("/proc/%d/comm" % os.getppid(), "rb") as file:
+            return file.read().decode("utf-8", "replace").strip() + " (parent)"
+        return "not known"
 
 
-# ---- health --------------------------------------------------------------------------------------
 def run_check(check):
     """A check's outcome, dict: status (ok, missing, error), ms, and why it failed."""
     start, result = time.perf_counter(), {"status": "ok"}
@@ -227,50 +221,10 @@ def run_check(check):
         result.update(check())
     except FileNotFoundError:
         result["status"] = "missing"
-    except OSError as error:
-        result.update(status="error", why=error.strerror)
+    except (OSError, ImportError) as error:
+        result["why"] = getattr(error, "strerror", None) or type(error).__name__
+    result["status"] = "error" if "why" in result else result["status"]
     return dict(result, ms=round((time.perf_counter() - start) * 1000, 3))
-
-
-# ---- streams -------------------------------------------------------------------------------------
-class Streams:
-    """The clients that listen to events, sockets, and the thread that tells them."""
-
-    def __init__(self, server):
-        self.server, self.lock, self.all = server, threading.Lock(), set()
-        self.arrivals, self.wake = collections.deque(), threading.Event()
-        threading.Thread(target=self.publish, daemon=True).start()
-
-    def count(self):
-        """How many there are, int; raises Broken where that takes over LOCK_SECONDS."""
-        if not self.lock.acquire(timeout=LOCK_SECONDS):
-            raise Broken("held for longer than %.1f s" % LOCK_SECONDS)
-        self.lock.release()
-        return len(self.all)
-
-    def publish(self):
-        """Tell every client how we are, again and again, while there is one."""
-        while True:
-            self.wake.wait(BEAT_SECONDS if self.all else None)
-            self.wake.clear()
-            self.send(b": beat\n\n")
-            if self.all:
-                self.send(b"event: status\ndata: %s\n" % reply(200, self.server.snapshot()).body)
-
-    def send(self, event):
-        """Send to all; forget those who left, and those who do not take it at once."""
-        with self.lock:
-            while self.arrivals:
-                self.all.add(self.arrivals.popleft())
-            for sock in list(self.all):
-                with contextlib.suppress(OSError):
-                    with contextlib.suppress(*self.server.again):
-                        if not sock.recv(4096):
-                            raise ConnectionError("the client left")
-                    if sock.send(event) == len(event):
-                        continue
-                self.all.discard(sock)
-                sock.close()
 
 
 # ---- the event loop ------------------------------------------------------------------------------
@@ -281,37 +235,39 @@ class Server:
         self.settings, self.limits = settings, resource.getrlimit(resource.RLIMIT_NOFILE)
         self.born, self.started = round(time.time(), 3), time.monotonic()
         self.accepted, self.latest, self.responses = 0, None, collections.Counter()
-        self.connections, self.streams = {}, Streams(self)
-        self.checks = {"stream_lock": lambda: {"count": self.streams.count()},
+        self.connections, self.streams, self.arrivals = {}, set(), collections.deque()
+        self.lock, self.wake = threading.Lock(), threading.Event()
+        self.checks = {"stream_lock": lambda: {"count": self.count_streams()},
                        "file_descriptors": self.check_descriptors, "disk": self.check_disk}
-        self.checks.update((name, lambda name=name: {"count": len(settings.read_source(name))})
-                           for name in SOURCES)
+        for name in SOURCES:
+            self.checks[name] = functools.partial(settings.read_source, name)
         self.listeners, self.inherited, self.stopping = listeners, inherited, None
         self.tls, self.again = None, (BlockingIOError,)
         if settings.cert:
             import ssl
             self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self.tls.load_cert_chain(settings.cert, settings.key)
+            self.tls.load_cert_chain(settings.cert, settings.key, str)  # str: ask nobody for a word
             self.again += (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+            self.trust = ssl._create_unverified_context()  # for requests to ourselves
         self.address, self.family = listeners[0].getsockname(), listeners[0].family
+        self.room = min(MAX_CONNECTIONS, self.limits[0] // 2 if self.limits[0] > 0 else FILES)
         self.workers, self.done = 0, collections.deque()
         self.selector, (self.bell, self.clapper) = selectors.DefaultSelector(), socket.socketpair()
         for sock in listeners + [self.bell, self.clapper]:
             sock.setblocking(False)
+        threading.Thread(target=self.publish, daemon=True).start()
 
     def check_descriptors(self):
         """Room for more files and sockets; the descriptor that lists them is not counted."""
         used, limit = len(os.listdir("/dev/fd")) - 1, self.limits[0]
-        if 0 < limit * 0.9 < used:
-            raise Broken("%d of %d are open" % (used, limit))
-        return {"open": used, "limit": limit}
+        few = {"why": "%d of %d are open" % (used, limit)} if 0 < limit * 0.9 < used else {}
+        return dict(few, open=used, limit=limit)
 
     def check_disk(self):
-        """Room in the state folder."""
         disk = os.statvfs(self.settings.state_dir)
-        if disk.f_bavail * disk.f_frsize < DISK_FREE:
-            raise Broken("%d MB are left" % (disk.f_bavail * disk.f_frsize >> 20))
-        return {"free_bytes": disk.f_bavail * disk.f_frsize}
+        free = disk.f_bavail * disk.f_frsize
+        few = {"why": "%d MB are left" % (free >> 20)} if free < DISK_FREE else {}
+        return dict(few, free_bytes=free)
 
     def vitals(self, deep=False):
         """Status, and what /health says, dict: degraded where a check or the stream count fails."""
@@ -319,30 +275,33 @@ class Server:
                   "uptime_seconds": round(time.monotonic() - self.started, 3),
                   "accept_loop": {"requests_total": self.accepted, "last_request_at": self.latest},
                   "file_limit": dict(zip(("soft", "hard"), self.limits))}
-        with contextlib.suppress(Broken):
-            report["active_streams"] = self.streams.count()
-        if deep:
-            report["checks"] = {name: run_check(check) for name, check in self.checks.items()}
-        if report["active_streams"] is None or deep and any(
-                check["status"] == "error" for check in report["checks"].values()):
-            report["status"] = "degraded"
-        return 200 if report["status"] == "ok" else 503, report
+        with contextlib.suppress(OSError):
+            report["active_streams"] = self.count_streams()
+        checks = {name: run_check(check) for name, check in self.checks.items() if deep}
+        for check in checks.values():
+            check.pop("rows", None)
+        sick = report["active_streams"] is None or any("why" in check for check in checks.values())
+        report["status"] = "degraded" if sick else "ok"
+        return 503 if sick else 200, dict(report, checks=checks) if deep else report
 
     def snapshot(self):
         """What the page shows, dict: deep health, a request to itself, who tracks it, sessions."""
         rows = self.settings.gather("state_db", "sessions")[0]
         return dict(self.vitals(deep=True)[1], probe_ms=self.probe(BEAT_SECONDS), beat=BEAT_SECONDS,
-                    tracked_by=self.settings.tracked_by(), session_count=len(rows))
+                    tracked_by=self.settings.tracked_by(), sessions=rows[:MAX_SHOWN],
+                    session_count="%d%s" % (len(rows), "+" * (len(rows) >= MAX_ROWS)))
 
     def metrics(self, request):
         """/metrics, in the Prometheus text format 0.0.4."""
-        rows = (("webui_connections_accepted_total counter", self.accepted),
-                ("webui_connections gauge", len(self.connections)),
-                ("webui_active_streams gauge", len(self.streams.all)),
-                ("process_open_fds gauge", len(os.listdir("/dev/fd")) - 1),
-                ("process_max_fds gauge", self.limits[0]))
-        lines = ["# TYPE %s\n%s %s" % (name, name.split()[0], value) for name, value in rows]
-        lines += ['webui_responses_total{code="%d"} %d' % r for r in sorted(self.responses.items())]
+        rows = {"webui_connections_accepted_total counter": self.accepted,
+                "webui_connections gauge": len(self.connections),
+                "webui_active_streams gauge": len(self.streams),
+                "process_start_time_seconds gauge": self.born,
+                "process_open_fds gauge": run_check(self.check_descriptors).get("open", "NaN"),
+                "process_max_fds gauge": self.limits[0]}
+        lines = ["# TYPE %s\n%s %s" % (name, name.split()[0], rows[name]) for name in rows]
+        lines += ["# TYPE webui_responses_total counter"] + [
+            'webui_responses_total{code="%d"} %d' % row for row in sorted(self.responses.items())]
         return reply(200, "\n".join(lines))._replace(type="text/plain; version=0.0.4")
 
     def sessions(self, request):
@@ -354,8 +313,8 @@ class Server:
     def page(self, request):
         """/: the page; its own style and script alone are allowed, by a nonce."""
         nonce = os.urandom(16).hex()
-        body = PAGE.replace("{nonce}", nonce).replace("{name}", NAME)
-        return Response(200, body.encode(), "text/html; charset=utf-8", POLICY.format(nonce))
+        body = PAGE.replace("{nonce}", nonce).replace("{name}", NAME).encode()
+        return Response(200, body, "text/html; charset=utf-8", POLICY.format(nonce))
 
     def run(self):
         """Serve until a signal asks to stop and what was under way is answered."""
@@ -386,13 +345,12 @@ class Server:
             return
         notify("STOPPING=1\nSTATUS=Answering what is under way")
         for sock in self.listeners:
-            if not self.inherited:  # else its queue is for the next process
-                self.accept(sock)
+            self.accept(sock)
             if sock in self.selector.get_map():
                 self.selector.unregister(sock)
             sock.close()
         self.listeners = []
-        for sock in list(self.streams.all) + list(self.streams.arrivals):
+        for sock in list(self.streams) + list(self.arrivals):
             sock.close()
         for conn in self.connections.values():
             if conn.phase == "read":
@@ -400,7 +358,8 @@ class Server:
 
     def accept(self, listener):
         """Take in who waits, a hundred in one turn; where files run out, pause until the sweep."""
-        for _ in range(100 if listener in self.listeners else 0):
+        leave = self.stopping and self.inherited  # who waits there, to the next process
+        for _ in range(100 if listener in self.listeners and not leave else 0):
             try:
                 sock = listener.accept()[0]
             except self.again:
@@ -411,16 +370,13 @@ class Server:
             self.accepted, self.latest = self.accepted + 1, round(time.time(), 3)
             sock.setblocking(False)
             with contextlib.suppress(OSError):  # a client may leave before TLS begins
-                self.welcome(self.tls.wrap_socket(
-                    sock, server_side=True, do_handshake_on_connect=False) if self.tls else sock)
-
-    def welcome(self, sock):
-        """Begin a conversation."""
-        full = len(self.connections) >= MAX_CONNECTIONS and reply(503, "too many connections")
-        conn = self.connections[sock] = types.SimpleNamespace(
-            sock=sock, inbox=bytearray(), events=0, phase="read")
-        conn.talk, conn.deadline = self.talk(conn, full), time.monotonic() + HEAD_SECONDS
-        self.step(sock)
+                if self.tls:
+                    sock = self.tls.wrap_socket(sock, True, do_handshake_on_connect=False)
+                full = len(self.connections) >= self.room and reply(503, "too many connections")
+                conn = self.connections[sock] = types.SimpleNamespace(
+                    sock=sock, inbox=bytearray(), events=0, phase="read")
+                conn.talk, conn.deadline = self.talk(conn, full), time.monotonic() + HEAD_SECONDS
+                self.step(sock)
 
     def step(self, sock, value=None, error=None):
         """Let a conversation go on, with a worker's answer or an error, until it must wait."""
@@ -436,8 +392,8 @@ class Server:
         if events is None:
             del self.connections[sock]
             if conn.phase == "stream":
-                self.streams.arrivals.append(sock)
-                self.streams.wake.set()
+                self.arrivals.append(sock)
+                self.wake.set()
             else:
                 sock.close()
 
@@ -445,8 +401,8 @@ class Server:
         """End the conversations whose time is up; listen, also again after a pause."""
         for conn in list(self.connections.values()):
             if conn.deadline < time.monotonic():
-                unfinished = conn.phase == "read" and conn.inbox
-                self.step(conn.sock, None, Refused(408, "late") if unfinished else TimeoutError())
+                late = conn.phase == "read" and conn.inbox
+                self.step(conn.sock, None, Refused(408, "late") if late else TimeoutError())
         for sock in self.listeners:
             if sock not in self.selector.get_map():
                 self.selector.register(sock, READ, self.accept)
@@ -491,6 +447,8 @@ class Server:
 
     def read_request(self, conn):
         """Generator: the next Request; raises Refused, and OSError where the client left."""
+        if conn.inbox:
+            yield WRITE  # what is pipelined waits for its turn
         while b"\r\n\r\n" not in conn.inbox[:MAX_HEAD]:
             if len(conn.inbox) >= MAX_HEAD:
                 raise Refused(431, "the head is too large")
@@ -509,16 +467,18 @@ class Server:
         if host not in self.settings.hosts:
             name = conn.sock.getsockname()  # a client may call us by the address it reached
             if not isinstance(name, tuple) or host != name[0].replace("::ffff:", ""):
-                return reply(403, "this host name is not served here")
+                return reply(403, "this host name is not served here: see %sALLOWED_HOSTS" % PREFIX)
         if not handler or request.method not in ("GET", "HEAD"):
             return reply(405, "GET and HEAD only") if handler else reply(404, "not found")
-        if request.path not in SLOW and not request.deep:
-            return handler(self, request)
-        if self.workers >= MAX_WORKERS:
-            return reply(503, "too busy")
-        self.workers += 1
-        conn.phase, conn.deadline = "work", float("inf")
-        return threading.Thread(target=self.work, args=(conn.sock, request), daemon=True).start()
+        if request.path not in ("/metrics", "/api/sessions") and not request.deep:
+            return handler(self, request)  # what reads no disk
+        with contextlib.suppress(RuntimeError):  # the system may have no thread for us
+            if self.workers < MAX_WORKERS:
+                threading.Thread(target=self.work, args=(conn.sock, request), daemon=True).start()
+                self.workers += 1
+                conn.phase, conn.deadline = "work", float("inf")
+                return None
+        return reply(503, "too busy")
 
     def work(self, sock, request):
         """A worker. A bug ends it, with a traceback in the log and a 500 for the client."""
@@ -530,48 +490,75 @@ class Server:
             with contextlib.suppress(OSError):
                 self.clapper.send(b"!")
 
+    def count_streams(self):
+        """How many listen to events, int; raises OSError where that takes over LOCK_SECONDS."""
+        if not self.lock.acquire(timeout=LOCK_SECONDS):
+            raise OSError(0, "held for longer than %.1f s" % LOCK_SECONDS)
+        self.lock.release()
+        return len(self.streams)
+
+    def publish(self):
+        """A thread: tell who listens how we are, again and again, while there is one."""
+        while True:
+            self.wake.wait(BEAT_SECONDS if self.streams else None)
+            self.wake.clear()
+            self.send(b": beat\n\n")
+            if self.streams:
+                self.send(b"event: status\ndata: %s\n" % reply(200, self.snapshot()).body)
+
+    def send(self, event):
+        """Send to all; forget those who left, and those who do not take it at once."""
+        with self.lock:
+            while self.arrivals:
+                self.streams.add(self.arrivals.popleft())
+            for sock in list(self.streams):
+                with contextlib.suppress(OSError):
+                    with contextlib.suppress(*self.again):
+                        if not sock.recv(4096):
+                            raise ConnectionError("the client left")
+                    if sock.send(event) == len(event):
+                        continue
+                self.streams.discard(sock)
+                sock.close()
+
     def probe(self, timeout):
         """Ask ourselves for /health as a client would; milliseconds that took, or None."""
         start = time.perf_counter()
         with contextlib.suppress(OSError), socket.socket(self.family) as sock:
             sock.settimeout(timeout)
             sock.connect(self.address)
-            if self.tls:
-                import ssl
-                sock = ssl._create_unverified_context().wrap_socket(sock)
-            with sock:
+            with self.trust.wrap_socket(sock) if self.tls else sock as sock:
                 sock.sendall(b"GET /health HTTP/1.0\r\n\r\n")
                 if sock.recv(9) == b"HTTP/1.1 ":
                     return round((time.perf_counter() - start) * 1000, 3)
 
     def keep_watchdog(self, limit):
-        """Ping twice in `limit` seconds, if a request is answered (sd_watchdog_enabled(3))."""
-        while not threading.Event().wait(limit / 2):
-            if self.probe(limit / 2) is not None:
-                notify("WATCHDOG=1\nSTATUS=Serving %d streams" % len(self.streams.all))
+        """Ping within `limit` seconds, if a request is answered (sd_watchdog_enabled(3))."""
+        while not threading.Event().wait(limit / 3):
+            if self.probe(limit / 3) is not None:
+                notify("WATCHDOG=1\nSTATUS=Serving %d streams" % len(self.streams))
 
 
 ROUTES = {"/": Server.page, "/metrics": Server.metrics, "/api/sessions": Server.sessions,
           "/health": lambda server, request: reply(*server.vitals(request.deep)),
           "/api/events": lambda server, request: (  # WHATWG HTML, 9.2: server-sent events
-              Response(200, b"retry: 1000\n\n", EVENTS) if MAX_STREAMS > len(server.streams.all)
-              + len(server.streams.arrivals) else reply(503, "too many streams"))}
-SLOW = ("/metrics", "/api/sessions")  # for a worker, as is deep health
+              Response(200, b"retry: 1000\n\n", EVENTS) if MAX_STREAMS > len(server.streams)
+              + len(server.arrivals) else reply(503, "too many streams"))}
 
 
 # ---- sockets and supervisors ---------------------------------------------------------------------
 def open_listeners(settings):
-    """Listening sockets, list, and whether the supervisor gave them; raises SystemExit 69."""
-    count = os.environ.get("LISTEN_FDS", "")  # sd_listen_fds(3)
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and count.isdigit() and int(count):
-        return [socket.socket(fileno=3 + number) for number in range(int(count))], True
-    address = settings.host, settings.port
+    """Listening sockets, list, and whether the supervisor gave them; raises SystemExit."""
+    host, count = settings.host, os.environ.get("LISTEN_FDS", "")  # sd_listen_fds(3)
     try:
+        if os.environ.get("LISTEN_PID") == str(os.getpid()) and count.isdecimal() and int(count):
+            return [socket.socket(fileno=3 + number) for number in range(int(count))], True
         return [socket.create_server(
-            address, family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
-            backlog=1024, dualstack_ipv6=settings.host == "::")], False
-    except OSError as error:
-        return log("cannot listen on %s, port %d: %s" % (*address, error.strerror), 69)
+            (host, settings.port), family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+            backlog=1024, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6())], False
+    except (OSError, TypeError) as error:
+        return log("cannot listen on %s, port %d: %s" % (
+            host, settings.port, getattr(error, "strerror", "no name")), 69)
 
 
 def notify(message):
@@ -588,70 +575,82 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</ti
 <meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,"><style nonce="{nonce}">
 :root{--bg:#faf9f7;--card:#fff;--ink:#1d1f21;--dim:#5f646a;--rule:#e6e3de;--ok:#1f7350;--no:#b3261e}
-@media(prefers-color-scheme:dark){:root{--bg:#0f1114;--card:#1b1d20;--ink:#e8e6e3;--dim:#9a9ea5;
---rule:#2b2e33;--ok:#6ccb9f;--no:#ff8a80}}body{margin:0 auto;max-width:56rem;
-padding:1.5rem clamp(1rem,4vw,2.5rem);background:var(--bg);color:var(--ink);
-font:16px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
-header,#reason,h2,small,caption,footer{color:var(--dim);font-size:.9rem;font-weight:400}
-header{display:flex;justify-content:space-between}h2{margin:0}caption{text-align:left}
-h1{margin:2rem 0 .2rem;font-size:clamp(1.9rem,6vw,2.8rem);line-height:1.15}h1::before{content:"";
-display:inline-block;width:.42em;height:.42em;margin:0 .35em .08em 0;border:2px solid;
-border-radius:50%}h1.ok::before{color:var(--ok);background:var(--ok)}h1.bad::before{color:var(--no);
-background:var(--no);border-radius:2px}#facts{display:grid;
-grid-template-columns:repeat(auto-fit,minmax(9.6rem,1fr));margin:2rem 0;background:var(--card);
-border:1px solid var(--rule);border-radius:12px;overflow:hidden}#facts div{padding:1rem 1.1rem;
-box-shadow:0 0 0 1px var(--rule)}#facts .wide{grid-column:1/-1}b{display:block;font-size:1.35rem}
-td.ok{color:var(--ok)}.error{color:var(--no)}svg{display:block;width:100%;height:44px;
-margin:.4rem 0;fill:none;stroke-width:1.6;stroke:var(--ok)}path{vector-effect:non-scaling-stroke}
-#gaps{stroke:var(--no);stroke-width:3}table{width:100%;margin-bottom:2rem;border-collapse:collapse}
-tbody{vertical-align:baseline}td{padding:.45rem .5rem .45rem 0;border-top:1px solid var(--rule)}
-td:last-child{padding-right:0;color:var(--dim);text-align:right;white-space:nowrap}a{color:inherit;
-margin-right:1.4rem}.stale section{opacity:.45}</style>
-<header><span>{name}</span><span id="link">connecting</span></header>
-<main><h1 id="verdict" role="status">One moment</h1><p id="reason">Asking the server how it is.</p>
-<section id="facts" aria-label="Facts"><div class="wide"><h2>Accept loop</h2><b id="loop">–</b>
-<svg viewBox="0 0 300 44" preserveAspectRatio="none" role="img" aria-label="Its latest answers">
-<path id="line"/><path id="gaps"/></svg><small id="accepted"></small></div>
-<div><h2>Up for</h2><b id="uptime">–</b></div><div><h2>Watched by</h2><b id="tracked">–</b></div>
-<div><h2>Open streams</h2><b id="streams">–</b></div><div><h2>Sessions</h2><b id="count">–</b></div>
-<div><h2>File descriptors</h2><b id="files">–</b></div></section>
-<section><table><caption>Checks</caption><tbody id="checks"></tbody></table></section></main>
-<footer><a href="/health?deep=1">Health</a><a href="/metrics">Metrics</a>
+@media(prefers-color-scheme:dark){:root{--bg:#0f1114;--card:#17191d;--ink:#e8e6e3;--dim:#9a9ea5;
+--rule:#2b2e33;--ok:#6ccb9f;--no:#ff8a80}}body{margin:0 auto;max-width:60em;background:var(--bg);
+color:var(--ink);padding:1.5rem clamp(1rem,4vw,2.5rem);font:16px/1.5 system-ui,sans-serif;
+font-variant-numeric:tabular-nums}header,footer,dl,.two{display:flex;flex-wrap:wrap;gap:.3rem
+1.5rem}header{justify-content:space-between}header,footer,p,h2,dt,small,td{color:var(--dim);
+font-size:.9rem;font-weight:400}p,h2,dd{margin:0}a{color:inherit}:focus-visible{border-radius:2px;
+outline:2px solid var(--ok);outline-offset:4px}h1{margin:2rem 0 .3rem;line-height:1.15;
+font-size:clamp(1.9rem,6vw,2.8rem)}h1::before{content:"";display:inline-block;width:.42em;
+height:.42em;margin:0 .35em .08em 0;border:2px solid;border-radius:50%}h1.ok::before{
+color:var(--ok);background:var(--ok)}h1.bad::before{color:var(--no);background:var(--no);
+border-radius:2px}dl{gap:1px;margin:2rem 0;overflow:hidden;background:var(--rule);border:1px solid
+var(--rule);border-radius:12px}dl div{flex:1 1 7rem;padding:1rem 1.1rem;background:var(--card)}dl
+.wide{flex-basis:100%}dd{font-size:1.2rem;font-weight:600}svg{display:block;width:100%;height:48px;
+margin:.6rem 0;fill:none;stroke:var(--ok);stroke-width:3}#meter{height:4px;stroke-width:8}path{
+vector-effect:non-scaling-stroke}.rule{stroke:var(--rule)}.error{color:var(--no);stroke:var(--no)}
+td.ok,.running{color:var(--ok)}.two{gap:0 3rem}.two section{flex:1 1 18rem}table{width:100%;
+margin:.4rem 0 2rem;border-collapse:collapse}th,td{padding:.45rem 1rem .45rem 0;border-top:1px solid
+var(--rule);font-weight:400;text-align:left;vertical-align:baseline}th{overflow-wrap:anywhere}td{
+white-space:nowrap;max-width:6rem;overflow:hidden;text-overflow:ellipsis}td:last-child{
+padding-right:0;text-align:right}.stale section{opacity:.5}</style><header><span>{name}</span>
+<span id="link">connecting</span></header><main><div role="status"><h1 id="verdict">One moment</h1>
+<p id="reason">Asking the server.</p></div><noscript><p>Without JavaScript nothing moves here; the
+links below tell the same.</p></noscript><section aria-label="Facts"><dl><div class="wide">
+<dt>Accept loop<dd id="loop">–<dd><svg viewBox="0 0 300 48" preserveAspectRatio="none" role="img"
+aria-label="Its latest answers"><path class="rule" d="M0 48H300"/><path id="bars"/>
+<path id="gaps" class="error"/></svg><small id="accepted"></small></div><div><dt>Up for
+<dd id="uptime">–</div><div><dt>Tracked by<dd id="tracked">–</div><div><dt>Open streams
+<dd id="streams">–</div><div><dt>File descriptors<dd id="files">–<dd><svg id="meter" role="meter"
+viewBox="0 0 100 4" aria-label="File descriptors in use" aria-valuemin="0"
+preserveAspectRatio="none"><path class="rule" d="M0 2H100"/><path id="used"/></svg></div></dl>
+</section><div class="two"><section><h2 id="c">Checks</h2><table aria-labelledby="c" id="checks">
+</table></section><section><h2 id="s">Sessions</h2><table aria-labelledby="s" id="sessions"></table>
+</section></div></main><footer><a href="/health?deep=1">Health</a><a href="/metrics">Metrics</a>
 <a href="/api/sessions">Sessions</a></footer><script nonce="{nonce}">
-const $ = id => document.getElementById(id), samples = [];
-const put = (id, text) => { if ($(id).textContent !== String(text)) $(id).textContent = text; };
-const span = time => (time < 86400 ? '' : Math.floor(time / 86400) + ' d ') +
-  new Date(time * 1000).toISOString().slice(11, 19);
+const $ = id => document.getElementById(id), samples = [], title = document.title;
 let source, retry, last, heard;
+const put = (node, text) => { if (node.textContent !== String(text)) node.textContent = text; };
+const some = (age, size, unit) => age < size ? '' : Math.floor(age / size) + unit;
+const since = (time, age = Date.now() / 1000 - time) => time > 0 ? some(age, 86400, ' d ago') ||
+  some(age, 3600, ' h ago') || some(age, 60, ' min ago') || 'now' : '';
 function verdict(style, text, reason) {
   [$('verdict').className, document.body.className] = [style, style ? '' : 'stale'];
-  document.title = (style === 'ok' ? '' : text + ' · ') + '{name}';
-  put('verdict', text), put('reason', reason), put('link', style ? 'live' : 'connecting');
+  document.title = (style === 'ok' ? '' : text + ' · ') + title;
+  put($('verdict'), text), put($('reason'), reason), put($('link'), style ? 'live' : 'connecting');
 }
-function plot() {
-  const top = Math.max(5, ...samples), gap = i => i < 0 || samples[i] === null;
-  const x = i => 305 - (samples.length - i) * 5, y = time => 42 - time / top * 38;
-  const draw = (id, part) => $(id).setAttribute('d', samples.map(part).join(''));
-  draw('line', (time, i) => gap(i) ? '' : (gap(i - 1) ? 'M' : 'L') + x(i) + ' ' + y(time));
-  draw('gaps', (time, i) => gap(i) ? `M${x(i)} 43v-9` : '');
+function fill(table, rows) {
+  while (table.rows.length > rows.length) table.deleteRow(-1);
+  rows.forEach((texts, i) => texts.forEach((text, j) => {
+    const row = table.rows[i] || table.insertRow();
+    const cell = row.cells[j] || row.appendChild(document.createElement(j ? 'td' : 'th'));
+    put(cell, String(text).slice(0, 80)), cell.className = j ? text : '';
+  }));
 }
 function show(now) {
-  const files = now.checks.file_descriptors, checks = Object.entries(now.checks);
+  const checks = Object.entries(now.checks), {open, limit, status} = now.checks.file_descriptors;
   const stuck = now.probe_ms === null, sick = stuck ? ['The accept loop does not answer.'] : [];
   for (const [key, check] of checks) if (check.why) sick.push(`${key}: ${check.why}.`);
   if (sick.length) verdict('bad', 'Not well', sick.join(' '));
-  else verdict('ok', 'Healthy', `All ${checks.length} checks passed, and it answers itself.`);
+  else verdict('ok', 'Healthy', `${checks.length} checks, none failed.`);
   last = now, heard = performance.now(), samples.splice(0, samples.push(now.probe_ms) - 60);
-  plot(), put('loop', stuck ? 'does not answer' : 'answers in ' + now.probe_ms + ' ms');
-  put('accepted', now.accept_loop.requests_total + ' connections; one to itself with every beat');
-  put('tracked', now.tracked_by), put('count', now.session_count);
-  put('streams', now.active_streams), put('files', `${files.open ?? '?'} of ${files.limit ?? '?'}`);
-  $('checks').replaceChildren(...checks.map(([key, check]) => {
-    const row = document.createElement('tr');
-    for (const text of [key.replace('_', ' '), check.status, check.ms + ' ms'])
-      Object.assign(row.insertCell(), {textContent: text, className: text});
-    return row;
-  }));
+  const top = Math.max(5, ...samples), bars = missed => samples.map((time, i) =>
+    missed !== (time === null) ? '' : `M${303 - (samples.length - i) * 5} 48v${
+      missed ? -44 : -4 - time / top * 40}`).join('');
+  for (const [id, name, value] of [['bars', 'd', bars(false)], ['gaps', 'd', bars(true)],
+    ['meter', 'aria-valuenow', open], ['meter', 'aria-valuemax', limit], ['used', 'class', status],
+    ['used', 'd', `M0 2H${limit > 0 ? Math.max(1, open / limit * 100) : 0}`]])
+    $(id).setAttribute(name, value);
+  put($('loop'), stuck ? 'does not answer' : `answers in ${now.probe_ms.toFixed(1)} ms`);
+  put($('accepted'), `${now.accept_loop.requests_total} connections, its own every ${now.beat} s`);
+  put($('tracked'), now.tracked_by), put($('streams'), now.active_streams ?? '?'), tick();
+  put($('files'), limit > 0 ? `${open} of ${limit}` : open ?? 'not known');
+  fill($('checks'), checks.map(([key, check]) =>
+    [key.replace('_', ' '), check.status, check.ms.toFixed(2) + ' ms']));
+  put($('s'), `Sessions (${now.session_count})`);
+  fill($('sessions'), now.sessions.map(row => [row.title || row.session_id, row.active_stream_id ?
+    'running' : row.pending_user_message ? 'waiting' : row.source || '', since(row.updated_at)]));
 }
 function connect(delay, text, reason) {
   quit(), verdict('', text, reason), last = null, samples.length = 0;
@@ -662,13 +661,15 @@ function connect(delay, text, reason) {
   }, delay);
 }
 const quit = () => { clearTimeout(retry); if (source) source.close(); };
-const lose = () => connect(1000, 'Not reachable', 'Trying again every second.');
-setInterval(() => {
-  const quiet = (performance.now() - heard) / 1000;
-  if (last) quiet > 4 * last.beat ? lose() : put('uptime', span(last.uptime_seconds + quiet));
-}, 500);
-addEventListener('pagehide', quit);
-addEventListener('pageshow', () => connect(0, 'One moment', 'Asking the server how it is.'));
+const lose = () => connect(1000, 'No answer', 'Trying again every second.');
+function tick() {
+  const quiet = (performance.now() - heard) / 1000, time = last ? last.uptime_seconds + quiet : 0;
+  if (last) quiet > 4 * last.beat ? lose() : put($('uptime'), some(time, 86400, ' d ') +
+    new Date(time * 1000).toISOString().slice(11, 19));
+}
+setInterval(tick, 500);
+addEventListener('pagehide', quit);  /* a page with an open stream is not kept for going back */
+addEventListener('pageshow', () => connect(0, 'One moment', 'Asking the server.'));
 </script>
 """
 
@@ -689,7 +690,7 @@ def main():
         signal.signal(signum, server.stop)
     notify("READY=1\nSTATUS=Serving")
     limit, ours = os.environ.get("WATCHDOG_USEC", ""), str(os.getpid())
-    if limit.isdigit() and int(limit) and os.environ.get("WATCHDOG_PID", ours) == ours:
+    if limit.isdecimal() and int(limit) and os.environ.get("WATCHDOG_PID", ours) == ours:
         threading.Thread(target=server.keep_watchdog, args=(int(limit) / 1e6,), daemon=True).start()
     server.run()
 

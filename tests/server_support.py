@@ -1,4 +1,5 @@
 """Real servers, raw sockets and a real browser for the tests of server.py."""
+import base64
 import contextlib
 import http.client
 import json
@@ -40,14 +41,14 @@ class Running:
     """One server process: where it listens, what it wrote, and ways to ask it."""
 
     def __init__(self, folder, host="127.0.0.1", port=None, code=None, python=sys.executable,
-                 tls=None, wait=True, preexec=None, pass_fds=(), **environment):
+                 tls=None, wait=True, preexec=None, pass_fds=(), under=(), **environment):
         self.host, self.port, self.tls, self.folder = host, port or free_port(host), tls, folder
         self.state, self.home = folder / "state", folder / "hermes"
         self.log = tempfile.TemporaryFile()
         settings = {"PATH": os.environ["PATH"], "HOME": str(folder), "HERMES_HOME": str(self.home),
                     "HERMES_WEBUI_STATE_DIR": str(self.state), "HERMES_WEBUI_HOST": host,
                     "HERMES_WEBUI_PORT": str(self.port), **environment}
-        command = [python, str(SERVER)] if code is None else [python, "-c", code]
+        command = [*under, python, *([str(SERVER)] if code is None else ["-c", code])]
         self.process = subprocess.Popen(
             command, env=settings, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
             cwd=str(SERVER.parent), preexec_fn=preexec, pass_fds=pass_fds)
@@ -57,6 +58,10 @@ class Running:
         except BaseException:
             self.end()
             raise
+
+    @property
+    def url(self):
+        return "http://%s:%d/" % (self.host, self.port)
 
     def answers(self):
         assert self.process.poll() is None, self.output()
@@ -165,7 +170,7 @@ class Events:
 class Browser:
     """Chromium, driven over --remote-debugging-pipe: JSON messages with a NUL behind each."""
 
-    def __init__(self, folder, width=1000, height=900, dark=False):
+    def __init__(self, folder, width=1000, height=900, dark=False, script=True):
         to_browser, self.out = os.pipe()
         self.inp, from_browser = os.pipe()
 
@@ -185,6 +190,7 @@ class Browser:
         self.number, self.buffer, self.session, self.faults = 0, b"", None, []
         try:
             self.attach(width, height, dark)
+            self.call("Emulation.setScriptExecutionDisabled", value=not script)
         except BaseException:
             self.end()
             raise
@@ -239,6 +245,24 @@ class Browser:
     def sees(self, text, seconds=20):
         until(lambda: text in (self.run("document.body && document.body.innerText") or ""), seconds,
               "%r in the page" % text)
+
+    def text(self, id):
+        """What an element shows."""
+        return self.run("document.getElementById(%r).innerText" % id)
+
+    def rows(self, id):
+        """What a table shows, list of lists of str."""
+        return self.run("[...document.getElementById(%r).rows].map("
+                        "row => [...row.cells].map(cell => cell.innerText))" % id)
+
+    def drawn(self, id):
+        """The outline of an element of a drawing."""
+        return self.run("document.getElementById(%r).getAttribute('d')" % id) or ""
+
+    def shoot(self):
+        """A picture of the whole page, PNG."""
+        return base64.b64decode(self.call("Page.captureScreenshot",
+                                          captureBeyondViewport=True)["data"])
 
     def end(self):
         with contextlib.suppress(ProcessLookupError):

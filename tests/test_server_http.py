@@ -1,9 +1,14 @@
 """server.py as an HTTP server: what it says, what it refuses, and what it outlives."""
 import contextlib
+import email.utils
+import json
+import os
 import re
+import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 
@@ -76,6 +81,39 @@ def test_metrics_are_prometheus_text(server):
     assert b"\nwebui_connections_accepted_total " in body and b"\nprocess_open_fds " in body
 
 
+PARSE = """
+import json, sys
+from prometheus_client.parser import text_string_to_metric_families
+families = text_string_to_metric_families(sys.stdin.read())
+print(json.dumps({family.name: [family.type, [sample[1:3] for sample in family.samples]]
+                  for family in families}))
+"""
+
+
+@pytest.mark.once
+def test_prometheus_itself_understands_the_metrics(server):
+    sys.path.append(os.path.join(os.path.dirname(__file__), "supervisors"))
+    from lab import pypi
+    server.get("/nothing")
+    done = subprocess.run([str(pypi("prometheus_client") / "python"), "-c", PARSE], check=True,
+                          input=server.get("/metrics")[2], stdout=subprocess.PIPE)
+    families = json.loads(done.stdout.decode())
+    assert {name: family[0] for name, family in families.items()} == {
+        "webui_connections_accepted": "counter", "webui_connections": "gauge",
+        "webui_active_streams": "gauge", "webui_responses": "counter",
+        "process_start_time_seconds": "gauge", "process_open_fds": "gauge",
+        "process_max_fds": "gauge"}
+    assert families["process_open_fds"][1][0][1] > 3
+    assert abs(families["process_start_time_seconds"][1][0][1] - time.time()) < 600
+    assert dict((labels["code"], value > 0) for labels, value in families["webui_responses"][1])[
+        "404"]
+
+
+def test_every_answer_is_dated(server):
+    date = email.utils.parsedate_to_datetime(server.get("/health")[1]["date"])
+    assert abs(date.timestamp() - time.time()) < 60
+
+
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:8787", "[::1]:8787"])
 def test_loopback_names_are_served(server, host):
     assert server.get("/health", Host=host)[0] == 200
@@ -113,6 +151,8 @@ def test_ipv6_addresses_are_served(start, host):
     pytest.param(b"GET /\r\n\r\n", 400, id="HTTP/0.9"),
     pytest.param(b"GET / HTTP/1.1\r\n\r\n", 400, id="no Host"),
     pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, id="two Hosts"),
+    pytest.param(b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nContent-Length: 0\r\n"
+                 b"\r\n", 400, id="two lengths"),
     pytest.param(b"GET / HTTP/1.1\r\nHost: localhost\r\n folded\r\n\r\n", 400, id="folded header"),
     pytest.param(b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n", 400, id="blank before the colon"),
     pytest.param(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: \0\r\n\r\n", 400, id="NUL"),
@@ -125,6 +165,8 @@ def test_ipv6_addresses_are_served(start, host):
                  id="POST"),
     pytest.param(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n"
                  + b"x" * 200000, 405, id="large body"),
+    pytest.param(b"GET / HTTP/1.1\r\nHost: localhost\r\nb\xe9: 1\r\n\r\n", 400, id="odd name"),
+    pytest.param(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\rb\r\n\r\n", 400, id="bare CR"),
     pytest.param(b"BREW / HTTP/1.0\r\n\r\n", 405, id="unknown method"),
     pytest.param(b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
                  404, id="way up"),
@@ -146,6 +188,17 @@ def test_a_request_hidden_in_a_body_is_not_served(server):
 def test_garbage_behind_a_good_request_ends_the_connection_only(server):
     keep = GET.replace(b"close", b"keep-alive") % b"/health"
     assert statuses(server.raw(keep + b"\0\1\2 garbage\r\n\r\n" + keep)) == [200, 400]
+
+
+def test_who_pipelines_without_end_keeps_nobody_waiting(start):
+    server = start(code="import server, time\nserved = []\n"
+                   "def slow(self, request):\n    served.append(1); time.sleep(0.01)\n"
+                   "    return server.reply(200, {'place': len(served)})\n"
+                   "server.ROUTES['/slow'] = slow; server.main()")
+    with server.connect() as greedy:
+        greedy.sendall(GET.replace(b"close", b"keep-alive") % b"/slow" * 200)
+        assert greedy.recv(1)
+        assert server.json("/slow")["place"] < 200
 
 
 def test_every_answer_is_guarded_and_none_opens_the_door_to_other_sites(server):
@@ -229,6 +282,18 @@ def test_overload_is_a_503_at_once(start):
         assert server.get("/health")[0] == 200
 
 
+def test_where_no_thread_can_be_had_the_answer_is_503(start):
+    server = start(code="import server, threading\nstart = threading.Thread.start\n"
+                   "def scarce(self):\n"
+                   "    if getattr(self, '_target', None).__name__ == 'work':\n"
+                   "        raise RuntimeError('cannot start new thread')\n"
+                   "    start(self)\n"
+                   "threading.Thread.start = scarce; server.main()")
+    for _ in range(20):
+        assert server.get("/metrics")[0] == 503
+    assert server.get("/health")[0] == 200
+
+
 def test_too_many_connections_are_a_503_at_once_and_pass(start):
     server = start(code="import server; server.MAX_CONNECTIONS = 10; server.main()")
     with contextlib.ExitStack() as stack:
@@ -238,9 +303,21 @@ def test_too_many_connections_are_a_503_at_once_and_pass(start):
     until(lambda: server.get("/health")[0] == 200, what="an answer")
 
 
-def test_running_out_of_files_is_outlived(start):
+def test_connections_leave_half_of_the_files_to_everything_else(start):
     import resource
-    server = start(preexec=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
+    server = start(preexec=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60)))
+    with contextlib.ExitStack() as stack:
+        for _ in range(30):
+            stack.enter_context(server.connect()).sendall(b"GET ")
+        until(lambda: statuses(server.raw(GET % b"/health")) == [503], what="a refusal")
+        assert len(os.listdir("/proc/%d/fd" % server.process.pid)) < 50
+    until(lambda: server.get("/health")[0] == 200, what="an answer")
+
+
+def test_running_out_of_files_is_outlived(start):
+    server = start(code="import os, resource, server\n"
+                   "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))\n"
+                   "held = [os.dup(0) for _ in range(20)]; server.main()")
     with contextlib.ExitStack() as stack:
         for _ in range(60):
             stack.enter_context(server.connect()).sendall(b"GET ")
@@ -258,7 +335,7 @@ def test_the_soft_file_limit_is_raised_and_told(start):
 
 def test_a_held_stream_lock_is_degraded_and_not_a_hang(start):
     server = start(wait=False, code="import server\nclass Held(server.Server):\n"
-                   "    def run(self):\n        self.streams.lock.acquire(); super().run()\n"
+                   "    def run(self):\n        self.lock.acquire(); super().run()\n"
                    "server.Server = Held; server.main()")
     until(server.answers)
     started = time.monotonic()
@@ -312,11 +389,30 @@ def test_plain_text_and_silence_do_not_hurt_a_tls_server(secure):
     ({"HERMES_WEBUI_TLS_CERT": "/x"}, "both"),
     ({"HERMES_WEBUI_TLS_KEY": "/x"}, "both"),
     ({"HERMES_WEBUI_TLS_CERT": "/no/cert", "HERMES_WEBUI_TLS_KEY": "/no/key"}, "/no/cert"),
+    ({"HERMES_WEBUI_TLS_CERT": os.devnull, "HERMES_WEBUI_TLS_KEY": os.devnull}, os.devnull),
 ])
 def test_a_wrong_setting_is_one_line_and_78(start, settings, word):
     server = start(wait=False, **settings)
     assert server.process.wait(20) == 78
     assert server.output().count("\n") == 1 and word in server.output()
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "a..b", "[::1]", "x" * 300,
+                                  "\udcff"])
+def test_an_address_that_cannot_be_had_is_one_line_and_69(start, host):
+    server = start(wait=False, HERMES_WEBUI_HOST=host)
+    assert server.process.wait(60) == 69
+    assert server.output().count("\n") == 1 and (host in server.output() or not host.isprintable())
+
+
+def test_a_locked_key_is_one_line_and_78_and_not_a_prompt(start, certificate):
+    cert, key = certificate
+    locked = key.with_name("locked.pem")
+    subprocess.run(["openssl", "rsa", "-aes256", "-passout", "pass:word", "-in", str(key), "-out",
+                    str(locked)], check=True, stderr=subprocess.DEVNULL)
+    server = start(wait=False, HERMES_WEBUI_TLS_CERT=str(cert), HERMES_WEBUI_TLS_KEY=str(locked))
+    assert server.process.wait(20) == 78
+    assert server.output().count("\n") == 1
 
 
 def test_a_taken_port_is_one_line_and_69(start, server):
@@ -325,24 +421,46 @@ def test_a_taken_port_is_one_line_and_69(start, server):
     assert second.output().count("\n") == 1 and str(server.port) in second.output()
 
 
-def test_nothing_leaks_over_many_requests(start):
+@pytest.mark.once
+def test_nothing_leaks_over_100000_requests(start):
     server = start()
-
-    def resident():
-        with open("/proc/%d/statm" % server.process.pid) as file:
-            return int(file.read().split()[1])
-    keep = (GET.replace(b"close", b"keep-alive") % b"/health") * 100 + GET % b"/health?deep=1"
+    (server.state / "sessions").mkdir(parents=True)
+    for number in range(20):
+        (server.state / "sessions" / ("s%d.json" % number)).write_text(
+            json.dumps({"session_id": number, "title": "t" * 99, "messages": [{}] * 99}))
+    kept = GET.replace(b"close", b"keep-alive") % b"/health" * 198
 
     def load(rounds):
         for _ in range(rounds):
-            assert len(statuses(server.raw(keep))) == 101
-    load(20)
-    files = server.json("/health?deep=1")["checks"]["file_descriptors"]["open"]
-    warm = resident()
-    threads = [threading.Thread(target=load, args=(20,)) for _ in range(4)]
+            for path in (b"/", b"/metrics", b"/api/sessions", b"/health?deep=1", b"/nothing"):
+                assert len(statuses(server.raw(kept + GET % path))) == 199
+        Events(server).sock.close()
+
+    def rest():
+        """Resident pages and open files once nobody is connected."""
+        until(lambda: b"\nwebui_active_streams 0\n" in server.get("/metrics")[2])
+        with open("/proc/%d/statm" % server.process.pid) as file:
+            return int(file.read().split()[1]), len(os.listdir(
+                "/proc/%d/fd" % server.process.pid))
+    load(10)
+    pages, files = rest()
+    threads = [threading.Thread(target=load, args=(26,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert resident() < warm * 1.05
-    until(lambda: server.json("/health?deep=1")["checks"]["file_descriptors"]["open"] <= files)
+    assert sum(int(line.split()[1]) for line in server.get("/metrics")[2].splitlines()
+               if line.startswith(b"webui_responses_total")) > 100000
+    assert rest()[0] < pages * 1.05
+    until(lambda: rest()[1] <= files, what="as many files as before")
+
+
+@pytest.mark.once
+@pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed")
+def test_64_clients_at_once_meet_no_error(start):
+    server = start()
+    done = subprocess.run(["wrk", "-t", "1", "-c", "64", "-d", "2s", server.url + "health"],
+                          check=True, stdout=subprocess.PIPE)
+    assert b"Socket errors" not in done.stdout and b"Non-2xx" not in done.stdout, done.stdout
+    codes = re.findall(rb'code="(\d+)"', server.get("/metrics")[2])
+    assert codes == [b"200"]

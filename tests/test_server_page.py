@@ -1,8 +1,8 @@
 """The page at / in a real browser: what it shows, and that it comes back by itself."""
-import base64
 import json
 import os
 import signal
+import time
 
 import pytest
 
@@ -12,6 +12,10 @@ pytestmark = [pytest.mark.once,
               pytest.mark.skipif(not BROWSER, reason="no chromium on this machine")]
 WEDGED = ("import server, signal, threading\n"
           "signal.signal(signal.SIGUSR1, lambda *_: threading.Event().wait()); server.main()")
+
+# 100 file descriptors, of which so many are taken.
+LEAKY = ("import os, resource, server; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
+         "held = [os.dup(0) for _ in range(%d)]; server.main()")
 
 
 @pytest.fixture
@@ -37,15 +41,73 @@ def write_session(server, name, **fields):
 
 def test_it_shows_what_runs_here(start, browse):
     server = start()
-    write_session(server, "one", title="Plan", messages=[{}])
     browser = browse(server)
     browser.sees("Healthy")
-    for text in ("answers in", "Up for", "Watched by", "Open streams", "File descriptors",
-                 "stream lock", "live"):
+    for text in ("answers in", "Up for", "Tracked by", "Open streams", "File descriptors", "live",
+                 "stream lock", "state db", "7 checks, none failed."):
         browser.sees(text)
-    assert browser.run("document.getElementById('count').textContent") == "1"
     assert browser.run("document.title") == "Hermes Web UI"
-    until(lambda: "M" in (browser.run("document.getElementById('line').getAttribute('d')") or ""))
+    checks = server.json("/health?deep=1")["checks"]
+    assert [(row[0], row[1]) for row in browser.rows("checks")] == [
+        (name.replace("_", " "), check["status"]) for name, check in checks.items()]
+    assert all(row[2].endswith(" ms") for row in browser.rows("checks"))
+
+
+def test_the_plot_moves_with_the_accept_loop(start, browse):
+    browser = browse(start(code="import server; server.BEAT_SECONDS = 0.1; server.main()"))
+    browser.sees("Healthy")
+    until(lambda: browser.drawn("bars").count("M") == 60, what="a full plot")
+    before = browser.drawn("bars")
+    until(lambda: browser.drawn("bars") != before, what="another plot")
+    assert browser.drawn("gaps") == ""
+
+
+def test_it_lists_the_latest_sessions_and_what_they_do(start, browse):
+    server = start()
+    write_session(server, "a", title="Plan", source="cli", updated_at=time.time() - 7500)
+    write_session(server, "b", title="<b>Build</b>", active_stream_id="s1", updated_at=time.time())
+    write_session(server, "c", pending_user_message="go on", updated_at=time.time() - 130)
+    browser = browse(server)
+    browser.sees("Sessions (3)")
+    assert browser.rows("sessions") == [
+        ["<b>Build</b>", "running", "now"], ["c", "waiting", "2 min ago"],
+        ["Plan", "cli", "2 h ago"]]
+    for number in range(20):
+        write_session(server, "more%d" % number, updated_at=number)
+    browser.sees("Sessions (23)")
+    assert len(browser.rows("sessions")) == 8
+
+
+def test_it_tells_who_tracks_the_server(start, browse):
+    server = start()
+    server.state.mkdir()
+    (server.state / ("bootstrap-%d.record" % server.port)).write_text(json.dumps(
+        {"pid": server.process.pid, "supervisor": "systemd"}))
+    browser = browse(server)
+    until(lambda: browser.text("tracked") == "systemd")
+
+
+@pytest.mark.parametrize("held, style", [(0, "ok"), (85, "error")], ids=["few", "nearly all"])
+def test_it_weighs_file_descriptors_against_their_limit(start, browse, held, style):
+    server = start(code=LEAKY % held)
+    browser = browse(server)
+    browser.sees("of 100")
+    used, limit = map(int, browser.text("files").split(" of "))
+    meter = [browser.run("document.getElementById('meter').getAttribute('aria-value%s')" % name)
+             for name in ("min", "now", "max")]
+    assert meter == ["0", str(used), "100"] and held < used <= limit
+    assert browser.drawn("used") == "M0 2H%d" % used
+    assert browser.run("document.getElementById('used').getAttribute('class')") == style
+
+
+def test_without_javascript_it_says_where_to_look(start, browse):
+    browser = browse(start(), script=False)
+    until(lambda: "Without JavaScript" in str(browser.call("DOMSnapshot.captureSnapshot",
+                                                           computedStyles=[])["strings"]))
+    tree = browser.call("Accessibility.getFullAXTree")["nodes"]
+    names = [node.get("name", {}).get("value", "") for node in tree]
+    assert any(name.startswith("Without JavaScript") for name in names)
+    assert {"Health", "Metrics", "Sessions"} <= set(names)
 
 
 def test_it_says_why_it_is_not_well_and_that_it_is_well_again(start, browse):
@@ -66,50 +128,89 @@ def test_it_shows_a_wedged_accept_loop(start, browse):
     browser.sees("Healthy")
     server.process.send_signal(signal.SIGUSR1)
     browser.sees("The accept loop does not answer.")
+    assert browser.text("loop") == "does not answer" and browser.drawn("gaps").startswith("M")
 
 
 def test_it_comes_back_by_itself_after_a_restart(start, browse):
-    server = start()
+    server = start(code="import server; server.BEAT_SECONDS = 60; server.main()")
     browser = browse(server)
     browser.sees("Healthy")
+    browser.run("window.mark = 'not loaded again'")
     server.process.kill()
     server.process.wait()
-    browser.sees("Not reachable")
+    browser.sees("No answer")
     browser.sees("connecting")
-    start(port=server.port)
+    assert browser.run("document.title") == "No answer · Hermes Web UI"
+    again = start(port=server.port)
+    write_session(again, "new", title="Made meanwhile", updated_at=1)
     browser.sees("Healthy")
+    browser.sees("Made meanwhile")
+    assert browser.run("window.mark") == "not loaded again"
+
+
+def test_a_server_that_falls_silent_is_noticed(start, browse):
+    server = start(code="import server; server.BEAT_SECONDS = 0.2; server.main()")
+    browser = browse(server)
+    browser.sees("Healthy")
+    server.process.send_signal(signal.SIGSTOP)
+    browser.sees("No answer")
+    server.process.send_signal(signal.SIGCONT)
+    browser.sees("Healthy")
+
+
+# Whether the page came from the back-forward cache, and what it showed at that moment.
+NOTING = """addEventListener('pageshow', event => {
+    window.restored = [event.persisted, document.getElementById('verdict').innerText]; })"""
 
 
 def test_back_from_the_cache_it_shows_the_present(start, browse):
     server = start()
     browser = browse(server)
     browser.sees("Healthy")
-    browser.run("window.mark = 'kept'; addEventListener('pageshow', e => mark = e.persisted)")
+    browser.run(NOTING)
     browser.open("http://127.0.0.1:%d/health" % server.port)
     browser.sees('"uptime_seconds"')
     until(lambda: server.json("/health")["active_streams"] == 0)
     write_session(server, "new", title="Made meanwhile")
     browser.run("history.back()")
-    browser.sees("Healthy")
-    until(lambda: browser.run("document.getElementById('count').textContent") == "1")
-    assert browser.run("window.mark") is True
+    browser.sees("Made meanwhile")
+    assert browser.run("window.restored") == [True, "One moment"]
     until(lambda: server.json("/health")["active_streams"] == 1)
+
+
+def test_back_from_the_cache_it_does_not_show_a_server_that_is_gone(start, browse):
+    server, other = start(), start()
+    browser = browse(server)
+    browser.sees("Healthy")
+    browser.run(NOTING)
+    browser.open("http://127.0.0.1:%d/health" % other.port)
+    browser.sees('"uptime_seconds"')
+    assert server.stop() == 0
+    browser.run("history.back()")
+    browser.sees("No answer")
+    assert browser.run("window.restored") == [True, "One moment"]
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1200])
-def test_it_fits_and_reads_well(start, browse, tmp_path, width, dark):
+@pytest.mark.parametrize("broken", [False, True], ids=["well", "not well"])
+def test_it_fits_and_reads_well(start, browse, width, dark, broken):
     server = start()
+    write_session(server, "long", title="A" * 300, source="s" * 300, updated_at=time.time())
+    write_session(server, "run", title="Plan the garden", active_stream_id="1", updated_at=1e9)
+    if broken:
+        (server.state / "projects.json").write_text("{")
     browser = browse(server, width=width, dark=dark)
-    browser.sees("Healthy")
-    until(lambda: "L" in (browser.run("document.getElementById('line').getAttribute('d')") or ""))
+    browser.sees("Not well" if broken else "Healthy")
     assert browser.run("document.documentElement.scrollWidth") <= width
+    assert len(browser.rows("sessions")[0][0]) == 80
     assert browser.run(CONTRAST) >= 4.5
-    shot = base64.b64decode(browser.call("Page.captureScreenshot")["data"])
+    shot = browser.shoot()
     assert shot.startswith(b"\x89PNG")
     folder = os.environ.get("SCREENSHOTS")
     if folder:
-        with open(os.path.join(folder, "page-%d-%s.png" % (width, dark)), "wb") as file:
+        name = "page-%d-%s-%s.png" % (width, "dark" if dark else "light", broken)
+        with open(os.path.join(folder, name), "wb") as file:
             file.write(shot)
 
 
@@ -121,27 +222,57 @@ CONTRAST = """(() => {
   const behind = node => { for (; node; node = node.parentElement) {
     const color = getComputedStyle(node).backgroundColor;
     if (!/, 0\\)$|transparent/.test(color)) return color; } return 'rgb(255, 255, 255)'; };
-  return Math.min(...[...document.querySelectorAll('h1,h2,b,small,td,p,a,span')].map(node => {
+  return Math.min(...[...document.querySelectorAll('h1,h2,dt,dd,small,th,td,p,a,span')].map(node => {
     const [a, b] = [light(getComputedStyle(node).color), light(behind(node))];
     return (Math.max(a, b) + .05) / (Math.min(a, b) + .05); }));
 })()"""
 
 
-def test_it_can_be_heard_and_walked_by_keyboard(start, browse):
-    browser = browse(start())
+def test_it_can_be_heard(start, browse):
+    server = start()
+    write_session(server, "one", title="Plan", updated_at=time.time())
+    browser = browse(server)
     browser.sees("Healthy")
     tree = browser.call("Accessibility.getFullAXTree")["nodes"]
     names = {(node["role"]["value"], node.get("name", {}).get("value")) for node in tree
              if "role" in node}
-    assert ("table", "Checks") in names and ("heading", "Accept loop") in names
-    assert any(role == "image" and name for role, name in names)
+    for node in [("heading", "Healthy"), ("heading", "Checks"), ("heading", "Sessions (1)"),
+                 ("table", "Checks"), ("table", "Sessions (1)"), ("region", "Facts"),
+                 ("rowheader", "Plan"), ("rowheader", "disk"), ("image", "Its latest answers"),
+                 ("meter", "File descriptors in use")]:
+        assert node in names, (node, names)
+    roles = {role for role, _ in names}
+    assert {"banner", "main", "contentinfo", "status"} <= roles
     assert browser.run("document.documentElement.lang") == "en"
-    assert browser.run("document.getElementById('verdict').getAttribute('role')") == "status"
+    assert browser.run("document.querySelectorAll('[aria-live],[role=status]').length") == 1
+    assert browser.run("document.querySelectorAll('h1').length") == 1
+
+
+def test_what_is_spoken_changes_with_the_verdict_only(start, browse):
+    browser = browse(start(code="import server; server.BEAT_SECONDS = 0.1; server.main()"))
+    browser.sees("Healthy")
+    browser.run("""window.spoken = 0; new MutationObserver(() => spoken++).observe(
+        document.querySelector('[role=status]'),
+        {subtree: true, childList: true, characterData: true})""")
+    before = browser.drawn("bars").count("M")
+    until(lambda: browser.drawn("bars").count("M") > before + 5)
+    assert browser.run("window.spoken") == 0
+
+
+def test_it_can_be_walked_by_keyboard_and_nothing_moves_that_was_asked_not_to(start, browse):
+    browser = browse(start())
+    browser.sees("Healthy")
+    seen = []
     for _ in range(3):
         for kind in ("rawKeyDown", "keyUp"):
             browser.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab",
                          windowsVirtualKeyCode=9)
-    assert browser.run("document.activeElement.textContent") == "Sessions"
+        seen.append(browser.run("document.activeElement.textContent + ' ' + "
+                                "getComputedStyle(document.activeElement).outlineStyle"))
+    assert seen == ["Health solid", "Metrics solid", "Sessions solid"]
+    assert browser.run("document.getAnimations().length") == 0
+    assert browser.run("[...document.querySelectorAll('*')].every("
+                       "node => getComputedStyle(node).transitionDuration === '0s')")
 
 
 def test_it_asks_nobody_else_for_anything(start, browse):

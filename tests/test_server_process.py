@@ -244,16 +244,17 @@ def test_a_wedged_server_ends_at_the_second_signal(start):
     assert server.process.wait(20) == 128 + signal.SIGTERM
 
 
-def activated(listener, folder):
+def activated(listener, folder, *command):
     """A server with a listening socket at fd 3, LISTEN_PID set to its own pid by a shell."""
     def plumb():
         os.dup2(listener.fileno(), 3)
     log = open(str(folder / "log"), "ab")
     with log:
         return subprocess.Popen(
-            ["/bin/sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$1"', sys.executable,
-             str(SERVER)], env={"PATH": os.environ["PATH"], "HOME": str(folder)}, pass_fds=(3,),
-            preexec_fn=plumb, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            ["/bin/sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"', sys.executable,
+             *(command or [str(SERVER)])], cwd=str(SERVER.parent), pass_fds=(3,),
+            env={"PATH": os.environ["PATH"], "HOME": str(folder)}, preexec_fn=plumb,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 def test_a_restart_under_socket_activation_loses_no_request(tmp_path):
@@ -286,6 +287,34 @@ def test_a_restart_under_socket_activation_loses_no_request(tmp_path):
             server.kill()
             server.wait()
     assert set(map(tuple, answers)) == {(200,)}
+
+
+def test_who_waits_at_a_passed_socket_when_the_server_ends_is_served_by_the_next(tmp_path):
+    busy = ("import server, time\ndef work(*_):\n    open(%r, 'w').close()\n    time.sleep(1)\n"
+            "    return server.reply(200, 'done')\n"
+            "server.ROUTES['/busy'] = work; server.main()" % str(tmp_path / "busy"))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", free_port()))
+        listener.listen(128)
+        first = activated(listener, tmp_path, "-c", busy)
+        second = None
+        try:
+            with socket.create_connection(listener.getsockname(), 20) as held:
+                held.sendall(GET % b"/health")
+                assert statuses(read_all(held)) == [200]
+            with socket.create_connection(listener.getsockname(), 20) as held:
+                held.sendall(GET % b"/busy")
+                until((tmp_path / "busy").exists)
+                with socket.create_connection(listener.getsockname(), 20) as waiting:
+                    first.send_signal(signal.SIGTERM)
+                    assert statuses(read_all(held)) == [200] and first.wait(20) == 0
+                    second = activated(listener, tmp_path)
+                    waiting.sendall(GET % b"/health")
+                    assert statuses(read_all(waiting)) == [200]
+        finally:
+            for process in filter(None, (first, second)):
+                process.kill()
+                process.wait()
 
 
 def test_sockets_for_another_process_are_not_taken(start):
