@@ -170,12 +170,14 @@ class Launch(namedtuple("Launch", "app settings additions notes")):
         """URL (str) under which this machine reaches the server; wildcards become loopback."""
         host = LOOPBACK.get(self.host, self.host)
         key = self.app.env("TLS_CERT")
-        scheme = "https" if self.additions.get(key, os.environ.get(key)) else "http"
+        cert = self.additions.get(key, os.environ.get(key, ""))
+        scheme = "https" if cert.strip() else "http"
         return "%s://%s:%d/" % (scheme, "[%s]" % host if ":" in host else host, self.port)
 
     def health_url(self, record=None, query=""):
-        return (record or {}).get("url", self.url) + (
-            "" if self.is_tcp else self.app.health[1:] + query)
+        path = "" if self.is_tcp else self.app.health[1:]
+        mark = query and ("&" if "?" in path else "?")
+        return (record or {}).get("url", self.url) + path + mark + query
 
     def probe(self, record, query=""):
         """What the server answers to one question now, "healthy" where that is good."""
@@ -1165,6 +1167,8 @@ def listening_sockets(port):
     """User (str) by inode (str) of the TCP sockets that listen on a port (proc(5))."""
     found = {}
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
+        if found:       # the second costs milliseconds where nobody listens on IPv6
+            break
         with contextlib.suppress(OSError), open(path, "rb", buffering=4096) as file:
             file.readline()
             for fields in map(bytes.split, file):
@@ -1411,21 +1415,21 @@ def split_url(url):
     return parts.scheme, parts.hostname, port, parts._replace(scheme="", netloc="").geturl() or "/"
 
 
-def accepts(address):
+def accepts(address, patience):
     import socket
     with contextlib.suppress(OSError):
-        socket.create_connection(address, timeout=SLICE).close()
+        socket.create_connection(address, timeout=patience).close()
         return True
     return False
 
 
 def probe(address, deadline, tcp, strict):
     """One question to the server: "healthy", or what came back instead."""
+    patience = min(max(deadline - time.monotonic(), SLICE), PROBE_LIMIT)
     if tcp:
-        return "healthy" if accepts(address[1:3]) else "nothing accepts"
+        return "healthy" if accepts(address[1:3], patience) else "nothing accepts"
     try:
-        now = time.monotonic()
-        status, body, whole = http_get(address, min(max(deadline, now + SLICE), now + PROBE_LIMIT))
+        status, body, whole = http_get(address, time.monotonic() + patience)
     except OSError as error:
         return "no answer (%s)" % error
     except ValueError as error:
@@ -1467,7 +1471,7 @@ def http_get(address, deadline):
     request = "GET %s HTTP/1.0\r\nHost: %s:%d\r\nConnection: close\r\n\r\n" % (
         path, "[%s]" % host if ":" in host else host, port)
     answer = b""
-    with connect(scheme, host, port) as stream:
+    with connect(scheme, host, port, deadline - time.monotonic()) as stream:
         stream.sendall(request.encode("ascii"))
         while len(answer) < ANSWER_LIMIT and missing_bytes(answer) != 0:
             if time.monotonic() > deadline:
@@ -1484,17 +1488,16 @@ def http_get(address, deadline):
     return int(words[1]), body, len(answer) < ANSWER_LIMIT and not missing_bytes(answer)
 
 
-def connect(scheme, host, port):
+def connect(scheme, host, port, patience):
     import socket
-    stream = socket.create_connection((host, port), timeout=SLICE)
+    stream = socket.create_connection((host, port), timeout=patience)
     if scheme == "https":
         import ssl
         # The question is whether our own child serves; whom its certificate names is not.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        stream.settimeout(PROBE_LIMIT)
         stream = context.wrap_socket(stream)
-        stream.settimeout(SLICE)
+    stream.settimeout(SLICE)
     return stream
 
 
@@ -1847,30 +1850,52 @@ def follow(file, path):
 
 def command_check(launch, options):
     """Probe the instance once; LaunchError (1) where it is sick, (3) where it does not run."""
-    record, here = Record.read(launch), f"{launch.app.name} on port {launch.port}"
-    is_running = record.is_running() if record else any(
-        is_launched_here(pid, launch) for pid, _ in listeners(launch.port))
-    if not is_running:
+    record, here = find_running(launch), f"{launch.app.name} on port {launch.port}"
+    found = record or find_unrecorded(launch)
+    if not found:
         raise LaunchError(Exit.NOT_RUNNING, here + " is not running",
                           "bash start.sh %d --status tells more" % launch.port)
-    health = launch.probe(record, "?deep=1" if options.deep else "")
-    if health != "healthy" or record and record.owns_port(launch) is False:
+    health = launch.probe(found, "deep=1" if options.deep else "")
+    if health == "healthy" and record and record.owns_port(launch) is False:
+        health = "somebody else answers"
+    if health != "healthy":
         raise LaunchError(Exit.FAILED, f"{here} is sick: {health}",
                           "bash start.sh %d --status -v tells more" % launch.port)
     return Exit.OK
 
 
-def is_launched_here(pid, launch):
-    """Whether a process without a record was handed our settings, as far as can be seen."""
-    key = launch.app.env("STATE_DIR").encode()
-    return not pid or os.fsencode(launch.state_dir) == read_environ(pid).get(key)
+def find_unrecorded(launch):
+    """The url (dict) of a listener that was handed our settings but kept no record, or None.
+
+    Whose environment cannot be seen counts only while its record may not be seen either.
+    """
+    cert, folder = launch.app.env("TLS_CERT"), launch.app.env("STATE_DIR").encode()
+    for pid, _ in listeners(launch.port):
+        environ = read_environ(pid) if pid else {}
+        if environ.get(folder) == os.fsencode(launch.state_dir):
+            added = {cert: os.fsdecode(environ.get(cert.encode(), b""))}
+            return {"url": launch._replace(additions=added).url}
+        if not pid and is_hidden(launch.path("record")):
+            return {"url": launch.url}
+    return None
+
+
+def is_hidden(path):
+    """Whether a file may be there, and is not for us to see."""
+    try:
+        os.stat(path)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return not os.access(path, os.R_OK)
 
 
 def command_status(launch, options, slot=None):
     """Diagnose the instance: what runs, who has the port, and one remedy if that is wrong."""
     report = dict({"slot": slot.name + ": " + slot.state} if slot else {}, **diagnose(launch))
     if options.verbose:
-        report.update(examine(launch, report["url"], report["pid"]))
+        report.update(dict(examine(launch, report["url"], report["pid"]), **report))
     show_rows(report, options.json)
     return Exit.OK if (slot.is_up if slot else report["pid"]) else Exit.NOT_RUNNING
 
@@ -1938,20 +1963,31 @@ def parent_text(pid, table):
 
 def examine(launch, url, pid):
     """What --status -v adds (dict): what the server says of itself, and what is seen of it."""
-    first, second = (read_answer(url + launch.app.health[1:] + query) for query in ("", "?deep=1"))
-    moved = [answer.get("accept_loop", {}).get("requests_total") for answer in (first, second)]
-    rows = {name: "%(status)s, %(ms)s ms" % dict({"ms": "?"}, **check)
-            for name, check in second.get("checks", {}).items()}
-    if None not in moved:
+    first = {} if launch.is_tcp else read_answer(launch.health_url({"url": url}))
+    second = first and read_answer(launch.health_url({"url": url}, "deep=1"))
+    moved = [part(answer, "accept_loop").get("requests_total") for answer in (first, second)]
+    checks = part(second, "checks")
+    rows = {printable(name): printable("{status}, {ms} ms".format(**dict(
+        {"status": "?", "ms": "?"}, **part(checks, name)))) for name in checks}
+    if all(type(count) is int for count in moved):
         state = "moves" if moved[0] < moved[1] else "stands still"
         rows["accept loop"] = "%s, %d requests" % (state, moved[1])
-    with contextlib.suppress(OSError, TypeError):
+    with contextlib.suppress(OSError, TypeError, IndexError):
         kinds = [file.partition(":")[0] if ":" in file else "file" for file in open_files(pid)]
         limit = read_text("/proc/%d/limits" % pid).partition("Max open files")[2].split()[0]
         rows["descriptors"] = "%d of %s: " % (len(kinds), limit) + ", ".join(
             "%d %s" % (kinds.count(kind), kind) for kind in sorted(set(kinds)))
-    rows["python"] = "%s (%s)" % find_python(discover_agent_dir())
-    return dict(rows, **{".env": [note for note in launch.notes if note.startswith(".env")]})
+    os.environ.update(launch.additions)
+    try:
+        rows["python"] = "%s (%s)" % find_python(discover_agent_dir())
+    except LaunchError as error:
+        rows["python"] = error.problem
+    return dict(rows, **{".env": launch.notes})
+
+
+def part(answer, name):
+    """What stands under a name of somebody's JSON, {} where that is no object."""
+    return answer[name] if isinstance(answer.get(name), dict) else {}
 
 
 # -- s6 slots ----------------------------------------------------------------------------------

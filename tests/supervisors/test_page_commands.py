@@ -1,4 +1,4 @@
-"""docs/supervisor.md is followed to the letter: its commands for systemd, and the watchdogs."""
+"""docs/supervisor.md is followed to the letter: its commands for systemd and launchd."""
 import json
 import os
 import plistlib
@@ -24,7 +24,8 @@ class Reader:
         self.site = Site(systemd.folder / (user or "root") / "reader", UID if user else None)
 
     def fill(self, text):
-        return fill(text, CHECKOUT=self.site.repo, PORT=self.site.port, STATE=self.site.state)
+        return fill(text, CHECKOUT=self.site.repo, PORT=self.site.port, STATE=self.site.state,
+                    USER=self.user or "root")
 
     def put(self, name):
         """Save a file of the page where its first comment wants it."""
@@ -111,25 +112,6 @@ def test_the_socket_is_held_while_the_service_is_restarted(reader):
         reader.type("systemd-reload")
 
 
-def test_the_watchdog_timer_restarts_what_does_not_answer(reader):
-    reader = reader()
-    for name in ("hermes-web-ui-watchdog.service", "hermes-web-ui-watchdog.timer"):
-        reader.put(name)
-    reader.type("systemd-install")
-    reader.type("watchdog-install")
-    assert "hermes-web-ui-watchdog.timer" in reader.systemd.systemctl("list-timers")
-    pid = reader.site.served()
-    reader.systemd.systemctl("start", "hermes-web-ui-watchdog.service")
-    assert reader.site.server() == pid, "it was well, and was left alone"
-    os.kill(pid, signal.SIGSTOP)
-    reader.systemd.systemctl("start", "hermes-web-ui-watchdog.service", timeout=60)
-    new = reader.site.served(other_than=pid)
-    assert reader.main_pid() == inner_pid(new)
-    reader.type("systemd-stop")
-    reader.systemd.systemctl("start", "hermes-web-ui-watchdog.service", timeout=60)
-    assert reader.site.is_gone() and not reader.site.answers()
-
-
 def test_the_diagnosis_tells_a_service_from_its_orphan(reader):
     reader = reader()
     assert reader.status()["state"] == "not running"
@@ -157,13 +139,6 @@ def test_the_diagnosis_tells_a_service_from_its_orphan(reader):
     said = reader.status()
     assert (said["state"], said["pid"]) == ("orphan", None), said
     assert "kill {}".format(inner_pid(orphan)) in said["remedy"] and "--foreground" in said["remedy"]
-
-
-def test_the_agents_for_launchd_are_property_lists(app):
-    watchdog = plistlib.loads(fill(block("local.hermes-web-ui-watchdog.plist"), PORT=1).encode())
-    agent = plistlib.loads(app.run("--unit", "launchd").out.encode())
-    assert watchdog["Label"] == "local.hermes-web-ui-watchdog" and watchdog["StartInterval"] == 60
-    assert watchdog["ProgramArguments"][-1].endswith("/" + agent["Label"])
 
 
 @pytest.mark.parametrize("name", ["launchd-install", "launchd-reload", "launchd-logs", "launchd-stop"])
