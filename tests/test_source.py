@@ -21,8 +21,12 @@ def python(version):
     """The interpreter of a version, among pyenv's or on PATH, that really runs; or None."""
     versions = Path(os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv"), "versions")
     for path in [*versions.glob(version + ".*/bin/python"), shutil.which("python" + version)]:
-        if path and not subprocess.call([str(path), "-c", "pass"], stderr=subprocess.DEVNULL):
-            return str(path)
+        # What is found may be a shim; what it runs is the interpreter.
+        asked = path and subprocess.run(
+            [str(path), "-c", "import os, sys; print(os.path.realpath(sys.executable))"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
+        if asked and asked.returncode == 0:
+            return asked.stdout.strip()
     return None
 
 
