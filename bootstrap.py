@@ -28,7 +28,6 @@ import contextlib
 import errno
 import itertools
 import os
-import shlex
 import time
 from collections import namedtuple
 from enum import IntEnum
@@ -63,6 +62,7 @@ HEARTBEAT = 5                   # seconds between two signs of life of an instal
 CHANGED = "the requirements have changed"
 
 USUAL_FOLDERS = ("/opt/homebrew/bin", "/usr/local/bin", "/home/linuxbrew/.linuxbrew/bin")
+ENVIRONMENT_MARKS = ("pyvenv.cfg", "bin/python", "bin/python3", "bin/activate")
 PACKAGES = ("site-packages", "dist-packages")
 PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 PROJECT_TABLES = ("[project]", "[build-system]", "[tool.poetry]")
@@ -234,6 +234,20 @@ def __getattr__(name):
     raise AttributeError("module 'bootstrap' has no attribute %r" % name)
 
 
+def split_words(text):
+    """Words (list of str) of a line as a shell takes them; most lines need no shlex for that."""
+    if not set(text) & set("\\'\""):
+        return text.split()
+    import shlex
+    return shlex.split(text)
+
+
+def quote_words(*words):
+    """The words as one line for a shell."""
+    import shlex
+    return shlex.join(words)
+
+
 # -- configuration -----------------------------------------------------------------------------
 
 
@@ -290,7 +304,7 @@ def checked(text, convert, is_good, wanted):
 
 
 def checked_command(text):
-    words = [word.format(python="", host="", port="", root="") for word in shlex.split(text)]
+    words = [word.format(python="", host="", port="", root="") for word in split_words(text)]
     return text if words else None
 
 
@@ -803,7 +817,7 @@ def settle_lack(python, arguments, lacking):
     if not (chosen or disabled):
         return make_environment(python, arguments)
     why = "" if chosen else f", and {APP.env('DISABLE_LOCAL_VENV')} forbids to make .venv"
-    remedy = f"install into it: {shlex.join(arguments)}" if chosen else \
+    remedy = f"install into it: {quote_words(*arguments)}" if chosen else \
         f"set {APP.env('PYTHON')} to one that has them"
     problem = f"{python} lacks dependencies of {APP.name}{why}"
     raise LaunchError(Exit.CONFIG, problem, remedy, lacking)
@@ -812,7 +826,7 @@ def settle_lack(python, arguments, lacking):
 def install_arguments():
     """Arguments (list of str) for the installer: as configured, else what the checkout offers."""
     if APP.install or os.path.isfile(os.path.join(REPO_ROOT, "requirements.txt")):
-        return shlex.split(APP.install) or ["-r", "requirements.txt"]
+        return split_words(APP.install) or ["-r", "requirements.txt"]
     lines = read_text(os.path.join(REPO_ROOT, "pyproject.toml")).split("\n")
     return ["-e", "."] if any(line.startswith(PROJECT_TABLES) for line in lines) else []
 
@@ -849,19 +863,21 @@ def ask_installer(python, arguments):
     question = [uv, "pip", "install", "--dry-run", "--offline", "--python", python] if uv else [
         python, "-m", "pip", "install", "--dry-run", "--no-index", "--disable-pip-version-check"]
     # A dry run breaks nothing, but a system's Python refuses it otherwise (PEP 668).
-    environ = dict(os.environ, UV_BREAK_SYSTEM_PACKAGES="1", PIP_BREAK_SYSTEM_PACKAGES="1")
+    environ = dict(os.environ, UV_BREAK_SYSTEM_PACKAGES="1", PIP_BREAK_SYSTEM_PACKAGES="1",
+                   UV_QUIET="", PIP_QUIET="0")
     done = subprocess.run(question + arguments, cwd=REPO_ROOT, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ)
     answer = done.stdout.decode("utf-8", "replace")
     if not uv and ("No module named pip" in answer or "no such option" in answer):
         return None
     is_there = done.returncode == 0 and "Would install" not in answer
-    return [] if is_there else [printable(line) for line in answer.splitlines()[-TAIL:]]
+    return [] if is_there else [printable(line) for line in answer.splitlines()[-TAIL:]] or [
+        "exit status %d, without a word" % done.returncode]
 
 
 def make_environment(base, arguments):
     """The interpreter (str) of .venv, made from base or renewed where its stamp says otherwise."""
-    base, stamp = os.path.realpath(base), VENV_STAMP
+    base = os.path.realpath(base)
     wanted = made_from(base, VENV, arguments)
     if why_unready(wanted):
         lock = take_lock(REPO_ROOT, 600.0, "an installation into .venv")
@@ -870,7 +886,7 @@ def make_environment(base, arguments):
             if why:
                 say("%s .venv: %s" % ("renewing" if why == CHANGED else "making", why))
                 install(base, arguments, why == CHANGED, lock)
-                write_file(stamp, wanted)
+                write_file(VENV_STAMP, wanted)
         finally:
             os.close(lock)
     return VENV_PYTHON
@@ -897,8 +913,9 @@ def install(base, arguments, is_whole, lock):
     has_pip = any(os.path.isdir(folder + "/pip") for folder in site_folders(VENV_PYTHON))
     if not is_whole or not (uv or has_pip):
         if not uv and not run_tool(base, "-I", "-c", "import ensurepip; print(1)"):
+            series = ".".join(map(str, version_of(base)[:2]))
             raise LaunchError(Exit.CONFIG, f"{base} cannot make .venv: it has no ensurepip",
-                              "apt install python%d.%d-venv, or install uv" % version_of(base)[:2])
+                              f"apt install python{series}-venv, or install uv")
         clear_environment()
         make = [uv, "venv", "--python", base] if uv else [base, "-I", "-m", "venv"]
         commands.insert(0, make + [VENV])
@@ -907,7 +924,7 @@ def install(base, arguments, is_whole, lock):
         for command in commands:
             code = run_installer(command, lock, signals)
             if code:
-                raise LaunchError(Exit.FAILED, f"exit status {code} of: {shlex.join(command)}",
+                raise LaunchError(Exit.FAILED, f"exit status {code} of: {quote_words(*command)}",
                                   "its own lines stand above; the next start makes .venv anew")
 
 
@@ -915,8 +932,10 @@ def clear_environment():
     """Remove what is left of .venv; LaunchError (73, 78) where it is no environment of its own."""
     import shutil
     is_folder = os.path.isdir(VENV) and not os.path.islink(VENV)
-    names = os.listdir(VENV) if is_folder else ["." * os.path.lexists(VENV)]
-    if any(names) and not {"pyvenv.cfg", "bin", "lib", "include"}.intersection(names):
+    is_empty = is_folder and not any(files for _, _, files in os.walk(VENV))
+    is_ours = is_empty or bool(site_folders(VENV_PYTHON)) or any(
+        os.path.lexists(os.path.join(VENV, mark)) for mark in ENVIRONMENT_MARKS)
+    if os.path.lexists(VENV) and not (is_folder and is_ours):
         raise LaunchError(Exit.CONFIG, f"{VENV} is in the way: it is no environment of its own",
                           f"remove it, or set {APP.env('PYTHON')}")
     try:
@@ -978,7 +997,7 @@ def not_executable(path, why):
 def server_command(python, launch):
     """Arguments (list of str) that run the server with this interpreter."""
     fields = {"python": python, "host": launch.host, "port": launch.port, "root": REPO_ROOT}
-    program, *arguments = [word.format(**fields) for word in shlex.split(launch.app.command)]
+    program, *arguments = [word.format(**fields) for word in split_words(launch.app.command)]
     if "/" in program:
         program = os.path.join(REPO_ROOT, program)
     else:
@@ -993,9 +1012,9 @@ def working_folder(launch, agent_dir):
     if not chosen.value:
         return str(agent_dir or REPO_ROOT)
     folder = os.path.abspath(os.path.expanduser(chosen.value))
-    if not os.path.isdir(folder):
+    if not (os.path.isdir(folder) and os.access(folder, os.X_OK)):
         problem = f"{APP.env('SERVER_CWD')}={chosen.value} ({chosen.origin}) is not a folder"
-        raise LaunchError(Exit.CONFIG, problem, "correct or remove it")
+        raise LaunchError(Exit.CONFIG, problem + " to work in", "correct or remove it")
     return folder
 
 
@@ -1016,6 +1035,8 @@ def choose_mode(verdict, options, launch):
 
 def plan_start(verdict, running, port_error):
     """The Plan for a Verdict, the record of a living instance, what stands against the port."""
+    if verdict.mode == SUPERVISED:
+        return Plan(SUPERVISED, verdict.why, None, None)
     if running and verdict.mode == DETACHED:
         return Plan(LEAVE, "the instance runs already, pid %d" % running["pid"], running, None)
     if running:
@@ -1100,19 +1121,23 @@ def take_lock(path, patience, what):
         lock = os.open(path, flags | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise file_error(path, error)
-    begin, silent = time.monotonic(), True
+    begin, told = time.monotonic(), False
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return lock
         except BlockingIOError:
             waited = time.monotonic() - begin
+        except OSError as error:        # a file system without locks
+            os.close(lock)
+            raise file_error(path, error)
         if waited > patience:
             os.close(lock)
             raise LaunchError(Exit.TAKEN, "%s is under way (%s)" % (what, path),
                               "wait for its end, or allow more with --timeout")
-        if waited > HEARTBEAT and silent:
-            silent = say("%s is under way, waiting for its end" % what)
+        if waited > HEARTBEAT and not told:
+            say("%s is under way, waiting for its end" % what)
+            told = True
         time.sleep(0.01)
 
 
@@ -1218,10 +1243,9 @@ def check_port(launch):
     """The LaunchError (69 or 78) that stands against listening on host and port, or None."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()):    # nothing to bind, sd_listen_fds(3)
         return None
-    import socket
-    host = launch.host.encode() if launch.host.isascii() else launch.host   # bytes: no idna
+    import _socket as socket    # what socket adds to it costs more than a start has to spare
     try:
-        found = socket.getaddrinfo(host, launch.port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(plain(launch.host), launch.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         found = ()
     failures = {bind_failure(row[0], row[4]) for row in found}
@@ -1237,15 +1261,22 @@ def check_port(launch):
         "use 127.0.0.1, 0.0.0.0, or one that is")
 
 
+def plain(host):
+    """A host name as bytes where it is ASCII, which spares the import of the idna codec."""
+    return host.encode() if host.isascii() else host
+
+
 def bind_failure(kind, address):
     """errno that binding a TCP socket ends with, or None."""
-    import socket
+    import _socket as socket
     try:
-        with socket.socket(kind, socket.SOCK_STREAM) as probe:
+        probe = socket.socket(kind, socket.SOCK_STREAM)
+        with contextlib.closing(probe):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             # With SO_REUSEADDR, BSD lets an address join the wildcard of somebody else.
-            return errno.EADDRINUSE if sys.platform == "darwin" and accepts(address) else None
+            is_joined = sys.platform == "darwin" and accepts(address[:2], SLICE)
+            return errno.EADDRINUSE if is_joined else None
     except OSError as error:
         return error.errno
 
@@ -1273,14 +1304,13 @@ class Record(dict):
     @classmethod
     def read(cls, launch):
         """The Record on disk, or None where there is none that can be read."""
-        import json
-        with contextlib.suppress(ValueError, TypeError, AttributeError):
-            record = cls(json.loads(read_text(launch.path("record"))))
-            return record if record.keys() >= cls.KEYS else None
+        text = read_text(launch.path("record"))
+        record = cls(read_json(text.encode()) if text else {})
+        return record if record.keys() >= cls.KEYS else None
 
     def write(self, launch):
-        import json
-        write_file(launch.path("record"), json.dumps(self, indent=1, sort_keys=True))
+        rows = ("%s: %s" % (to_json(name), to_json(self[name])) for name in sorted(self))
+        write_file(launch.path("record"), "{\n %s\n}" % ",\n ".join(rows))
 
     def is_of(self, process):
         """Whether a Process is the recorded one."""
@@ -1327,7 +1357,7 @@ class Record(dict):
         """End every process of the instance: SIGTERM, after grace seconds SIGKILL.
 
         Returns the name of the strongest signal that was needed, "" where nothing lived;
-        raises LaunchError (1) where a process does not end, OSError (EPERM) where it may not.
+        raises LaunchError (1) where a process does not end, or is another user's.
         """
         import signal
         number, told, begin = signal.SIGTERM, {}, time.monotonic()
@@ -1346,9 +1376,14 @@ class Record(dict):
                                       "look at it with --status")
                 if told.get(process[::3]) != number:
                     told[process[::3]] = number
-                    with contextlib.suppress(ProcessLookupError):
+                    try:
                         os.kill(process.pid, number)
                         os.kill(process.pid, signal.SIGCONT)    # a stopped one hears nothing else
+                    except ProcessLookupError:
+                        pass
+                    except PermissionError:
+                        raise LaunchError(Exit.FAILED, "pid %d is another user's" % process.pid,
+                                          "end it as that user, or as root")
             time.sleep(0.01)
 
     def owns_port(self, launch):
@@ -1418,7 +1453,7 @@ def split_url(url):
 def accepts(address, patience):
     import socket
     with contextlib.suppress(OSError):
-        socket.create_connection(address, timeout=patience).close()
+        socket.create_connection((plain(address[0]), address[1]), timeout=patience).close()
         return True
     return False
 
@@ -1441,6 +1476,18 @@ def probe(address, deadline, tcp, strict):
         return "healthy"
     return "HTTP status %d%s%s" % (status, "" if said is None else ", " + printable(said)[:40],
                                    "" if whole else ", cut short")
+
+
+def to_json(value):
+    """A str, a number or a list of these as JSON; most records need no json and its import."""
+    if isinstance(value, list):
+        return "[%s]" % ", ".join(map(to_json, value))
+    if not isinstance(value, str):
+        return repr(value)
+    if value.isprintable() and not set(value) & {'"', "\\"}:
+        return '"%s"' % value
+    import json
+    return json.dumps(value)
 
 
 def read_json(body):
@@ -1490,7 +1537,7 @@ def http_get(address, deadline):
 
 def connect(scheme, host, port, patience):
     import socket
-    stream = socket.create_connection((host, port), timeout=patience)
+    stream = socket.create_connection((plain(host), port), timeout=patience)
     if scheme == "https":
         import ssl
         # The question is whether our own child serves; whom its certificate names is not.
@@ -1641,8 +1688,12 @@ def become(launch, command, folder, tracking, keep):
                       from_byte=0, token="", command=command, **tracking).write(launch)
     except LaunchError as error:
         say("no record is kept: %s" % error.problem)
-    os.chdir(folder)
-    return replace_process(command)
+    try:
+        os.chdir(folder)
+        return replace_process(command)
+    except (LaunchError, OSError):
+        remove_file(launch.path("record"))
+        raise
 
 
 def replace_process(command):
@@ -1767,7 +1818,10 @@ def report_running(launch, options, record):
 def print_plan(launch, options, verdict, agent_dir):
     """Show what a start would do; starts and changes nothing."""
     running = find_running(launch)
-    plan = plan_start(verdict, running, None if running else check_port(launch))
+    error = None if running else check_port(launch)
+    if running and options.replace and not running.tracker():
+        running = None
+    plan = plan_start(verdict, running, error)
     python, origin = find_python(agent_dir)
     return show_rows({
         "mode": plan.mode, "why": plan.why, "interpreter": {"path": python, "why": origin},
@@ -1804,12 +1858,16 @@ def stop_instance(launch, record, its_way="stop_command"):
         problem = f"pid {record['pid']} is tracked by {tracker}, which would start it again"
         raise LaunchError(Exit.FAILED, problem, record[its_way])
     used = record.end(launch.app.stop_timeout)
-    remove_file(launch.path("record"))
+    if Record.read(launch) == record:       # a start that came in between has one of its own
+        remove_file(launch.path("record"))
     return used
 
 
 def command_stop(launch, options):
     """End the instance, and with --restart start it again."""
+    if is_hidden(launch.path("record")):
+        raise LaunchError(Exit.FAILED, launch.path("record") + " is not for this user to read",
+                          "ask as its owner, or as root")
     record = Record.read(launch)
     its_way = "restart_command" if options.restart else "stop_command"
     used = stop_instance(launch, record, its_way) if record else ""
@@ -1883,12 +1941,10 @@ def find_unrecorded(launch):
 def is_hidden(path):
     """Whether a file may be there, and is not for us to see."""
     try:
-        os.stat(path)
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return not os.access(path, os.R_OK)
+        open(path).close()
+    except OSError as error:
+        return error.errno == errno.EACCES
+    return False
 
 
 def command_status(launch, options, slot=None):
@@ -2011,7 +2067,7 @@ case $1 in 2|78|126|127) exit 125 ;; 69) exec sleep 4 ;; esac
 GUARD_FILES = {
     "run": """\
 #!{shell}
-# Starts {slot} anew after three checks in a row that found it sick.
+# Written by bootstrap.py: starts {slot} anew after three checks in a row that found it sick.
 exec 2>&1
 export {environ}
 failures=0
@@ -2037,6 +2093,7 @@ S6_ACTIONS = {          # word: what s6-svc is told and s6-svwait waits for, wha
 INSTANCE = "abcdefghijklmnopqrstuvwxyz0123456789_-"
 S6_FOLDERS = ("/command", "/usr/local/bin", "/usr/bin", "/bin")
 SENTINEL = "S6_SUPERVISED_CHILD"
+SIGNATURE = "# Written by bootstrap.py"
 
 
 class Slot(namedtuple("Slot", "scan name patience")):
@@ -2059,7 +2116,7 @@ class Slot(namedtuple("Slot", "scan name patience")):
             raise LaunchError(Exit.NOT_FOUND, "%s: %s" % (program, error.strerror),
                               "put the programs of s6 on PATH")
         if done.returncode:
-            problem = "exit status %d of: %s" % (done.returncode, shlex.join([program, *words]))
+            problem = "exit status %d of: %s" % (done.returncode, quote_words(program, *words))
             raise LaunchError(done.returncode, problem, "s6 has to obey this user",
                               done.stderr.decode("utf-8", "replace").splitlines())
         return done.stdout.decode("utf-8", "replace").strip()
@@ -2068,6 +2125,7 @@ class Slot(namedtuple("Slot", "scan name patience")):
         """Write the files (text by name, None to remove), complete before s6 can see them."""
         hidden = os.path.join(self.scan, "." + self.name)
         folder = self.path if os.path.isdir(self.path) else hidden
+        self.check_ours()
         try:
             for name, text in files.items():
                 path = os.path.join(folder, name)
@@ -2077,12 +2135,18 @@ class Slot(namedtuple("Slot", "scan name patience")):
         except OSError as error:
             raise file_error(folder, error)
 
+    def check_ours(self):
+        """Raise LaunchError (78) for a service folder that somebody else wrote."""
+        if os.path.isdir(self.path) and SIGNATURE not in read_text(self.path + "/run", 4096):
+            raise LaunchError(Exit.CONFIG, f"{self.path} is somebody else's service",
+                              "give the app another name, or the instance")
+
     def guard(self, app):
         """The Slot of this one's watchdog: APP-watchdog, or APP-watchdog-INSTANCE."""
         instance = self.name[len(app.slug):].replace("-default", "")
         return self._replace(name=app.slug + "-watchdog" + instance)
 
-    def launch(self, launch):
+    def with_port(self, launch):
         """The Launch with the port that the slot serves on."""
         port = read_text(self.path + "/run").partition(" --host ")[0].rpartition(" ")[2]
         return launch._replace(settings=dict(launch.settings, PORT=Setting(
@@ -2092,11 +2156,11 @@ class Slot(namedtuple("Slot", "scan name patience")):
         """Whether s6-supervise listens; LaunchError where we may not know."""
         try:
             self.tell("s6-svok", self.path)
+            return os.path.exists(self.path + "/supervise/status")
         except LaunchError as error:
             if error.code != 1:
                 raise
-            return False
-        return os.path.exists(self.path + "/supervise/status")
+        return False
 
     def bring(self, action):
         """Have s6 carry an action out; s6-supervise is given time to appear."""
@@ -2113,6 +2177,7 @@ class Slot(namedtuple("Slot", "scan name patience")):
                 self.tell("s6-svc", "-u", self.path)
             self.tell("s6-svwait", event, "-t", self.patience, self.path)
         if action == "unregister":
+            self.check_ours()
             self.remove()
 
     def remove(self):
@@ -2157,12 +2222,12 @@ def slot_fields(launch, options, slot):
     environ = service_environment(launch, path, not drops and os.environ.get("HOME") or home)
     contenv = next(filter(is_program, ("/command/with-contenv", "/usr/bin/with-contenv")), "")
     return {
-        "shell": contenv + " sh" if contenv else "/bin/sh", "root": shlex.quote(REPO_ROOT),
-        "environ": " ".join(name + "=" + shlex.quote(value) for name, value in environ.items()),
-        "drop": f"s6-setuidgid {account} " if drops else "", "slot": shlex.quote(slot.path),
-        "command": shlex.join([sys.executable, "-I", "-S", os.path.realpath(__file__),
-                         *service_words(launch, options)]),
-        "log": shlex.quote(os.path.join(launch.state_dir, "s6-log-" + slot.name)),
+        "shell": contenv + " sh" if contenv else "/bin/sh", "root": quote_words(REPO_ROOT),
+        "environ": " ".join(name + "=" + quote_words(value) for name, value in environ.items()),
+        "drop": f"s6-setuidgid {account} " if drops else "", "slot": quote_words(slot.path),
+        "command": quote_words(sys.executable, "-I", "-S", os.path.realpath(__file__),
+                               *service_words(launch, options)),
+        "log": quote_words(os.path.join(launch.state_dir, "s6-log-" + slot.name)),
         "sentinel": launch.app.env(SENTINEL), "patience": slot.patience,
         "grace": "%d" % launch.app.start_timeout}
 
@@ -2199,14 +2264,14 @@ def hand_over(launch, options, scan):
 
 def await_slot(launch, options, slot):
     """Wait until the slot's server is healthy, and say where; LaunchError where it is not."""
-    log, deadline = f"its log: {launch.state_dir}/s6-log-{slot.name}/current", time.monotonic()
+    log, begin = f"its log: {launch.state_dir}/s6-log-{slot.name}/current", time.monotonic()
     with contextlib.suppress(LaunchError):      # who is down after this has ended
         slot.tell("s6-svwait", "-u", "-t", "5000", slot.path)
     while True:
         record, state = find_running(launch), slot.state
         if record and record["pid"] == int(slot.tell("s6-svstat", "-o", "pid", slot.path)):
             break
-        if state.startswith("down") or time.monotonic() > deadline + options.timeout:
+        if state.startswith("down") or time.monotonic() > begin + options.timeout:
             code = state.partition("exitcode ")[2].partition(")")[0]
             raise LaunchError(int(code or 0) or Exit.FAILED,
                               f"{slot.path} does not come up: {state}", log)
@@ -2236,7 +2301,7 @@ def command_slots(launch, options, action):
     scan = scan_folder()
     slots = find_slots(launch, options, scan)
     is_other = launch.settings["PORT"].origin == "command line" and not options.all and \
-        not options.instance and slots[0].launch(launch).port != launch.port
+        not options.instance and slots[0].with_port(launch).port != launch.port
     if is_other or not options.all and not (scan and os.path.isdir(slots[0].path)):
         if not options.instance and action != "unregister":
             return None
@@ -2244,7 +2309,7 @@ def command_slots(launch, options, action):
         raise LaunchError(Exit.NOT_RUNNING, f"no such instance '{name}'",
                           f"where s6 is pid 1, this makes it: bash start.sh --instance {name}")
     if action == "status" and not options.all:
-        return command_status(slots[0].launch(launch), options, slots[0])
+        return command_status(slots[0].with_port(launch), options, slots[0])
     done = 0
     for slot in slots:
         try:
@@ -2332,7 +2397,7 @@ def command_unit(launch, options):
     slug, (user, _, _, _, _, home, _) = launch.app.slug, pwd.getpwuid(os.getuid())
     place, *commands = [text.format(slug=slug, user=user) for text in UNITS[options.unit]]
     notes = [f"{launch.app.name}: save this as {place}, then",
-             f"mkdir -p {shlex.quote(launch.state_dir)}", *commands,
+             f"mkdir -p {quote_words(launch.state_dir)}", *commands,
              f"It is well while {launch.health_url()} says so."]
     command = [find_program("bash") or "/bin/sh", os.path.join(REPO_ROOT, "start.sh"),
                *service_words(launch, options), "--foreground"]
@@ -2369,94 +2434,115 @@ def launchd_unit(launch, slug, _, command, environ, notes):
 
 def supervisord_unit(launch, slug, user, command, environ, notes):
     return "".join(f"; {note}\n" for note in notes) + SUPERVISORD_UNIT.format(
-        slug=slug, user=user, root=REPO_ROOT, command=" ".join(map(shlex.quote, command)),
+        slug=slug, user=user, root=REPO_ROOT, command=quote_words(*command),
         environment=",".join('%s="%s"' % pair for pair in environ.items()),
         log=os.path.join(launch.state_dir, slug + ".log")).replace("%", "%%")
 
 
 # -- command line ------------------------------------------------------------------------------
 
-# What main() assumes of words that a replaced parse_args does not know.
-WORDS = dict.fromkeys("launch config foreground detach replace timeout no_browser no_supervise"
-                      " start status stop restart check unregister instance all deep verbose logs"
-                      " lines follow print_plan unit json".split())
+OPTIONS = {             # word: what it takes, the group of which one may be given, its help
+    "--host": ("HOST", "", "address to bind"),
+    "--foreground": ("", "mode", "become the server, for launchd, systemd and supervisord"),
+    "--detach": ("", "mode", "leave a healthy server in the background, whoever watches us"),
+    "--no-supervise": ("", "", "never hand over to s6"),
+    "--instance": ("NAME", "", "name of its slot, where s6 is pid 1 of the container"),
+    "--replace": ("", "", "end a running instance first, if it is ours and untracked"),
+    "--timeout": ("SECONDS", "", "how long a start may take to be healthy"),
+    "--no-browser": ("", "", "open no browser"),
+    "--config": ("PATH", "", "read this instead of bootstrap.cfg"),
+    "--skip-agent-install": ("", "", "accepted, without effect"),
+    "--print-plan": ("", "action", "say what a start would do, and why"),
+    "--status": ("", "action", "diagnose the instance on PORT"),
+    "--verbose": ("", "", "-v: --status tells all that is known"),
+    "--json": ("", "", "--status and --print-plan answer in JSON"),
+    "--check": ("", "action", "probe the instance once: exit 0 healthy, 1 sick, 3 not running"),
+    "--deep": ("", "", "--check asks for the deep health"),
+    "--logs": ("", "action", "show the end of its log"),
+    "--lines": ("N", "", "-n: --logs shows N lines"),
+    "--follow": ("", "", "-f: --logs goes on as the log grows"),
+    "--start": ("", "action", "start it; where s6 has it, s6 does this and the next two"),
+    "--stop": ("", "action", "end the instance on PORT, with all its processes"),
+    "--restart": ("", "action", "end it and start it again"),
+    "--all": ("", "", "act on every slot of ours that s6 has"),
+    "--unregister": ("", "action", "end the instance's slot of s6, and remove it"),
+    "--unit": ("KIND", "action", "print a file for " + ", ".join(sorted(UNITS))),
+    "--version": ("", "", "print the version and this file's sha256"),
+    "--help": ("", "", "-h: print this")}
+SHORT = {"-v": "--verbose", "-n": "--lines", "-f": "--follow", "-h": "--help"}
 
 
-FLAGS = (                       # words of one group exclude each other
-    ("mode", "--foreground", "become the server, for launchd, systemd and supervisord"),
-    ("mode", "--detach", "leave a healthy server in the background, whoever watches us"),
-    (None, "--replace", "end a running instance first, if it is ours and untracked"),
-    (None, "--no-browser", "open no browser"),
-    (None, "--no-supervise", "never hand over to s6"),
-    (None, "--skip-agent-install", "accepted, without effect"),
-    ("action", "--status", "diagnose the instance on PORT"),
-    ("action", "--check", "probe it once: exit 0 healthy, 1 sick, 3 not running"),
-    ("action", "--start", "start it, where s6 has it through s6; so do the next two"),
-    ("action", "--stop", "end the instance on PORT, with all its processes"),
-    ("action", "--restart", "end it and start it again"),
-    ("action", "--unregister", "end the instance's slot of s6, and remove it"),
-    (None, "--all", "act on every slot of ours that s6 has"),
-    (None, "--deep", "--check asks for the deep health"),
-    ("action", "--logs", "show the end of its log"),
-    ("action", "--print-plan", "say what a start would do, and why"),
-    ("action", "--version", "print the version and this file's sha256"),
-    (None, "--json", "--status and --print-plan answer in JSON"))
+def name_of(word):
+    return word[2:].replace("-", "_")
 
 
-def make_parser():
-    """The command line as an ArgumentParser; its errors are LaunchErrors (2)."""
-    import argparse
-
-    def fail(problem):
-        raise LaunchError(Exit.USAGE, problem, "bash start.sh --help lists every word")
-
-    parser = argparse.ArgumentParser(
-        usage="bash start.sh [PORT] [options]", epilog=__doc__, allow_abbrev=False,
-        # Without a width, argparse imports shutil (and every compressor) to ask the terminal.
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100))
-    parser.error = fail
-    add = parser.add_argument
-    add("port", metavar="PORT", nargs="?", help="port to serve on, 1-65535")
-    add("--host", help="address to bind")
-    add("--config", metavar="PATH", help="read this instead of bootstrap.cfg")
-    add("--unit", choices=sorted(UNITS), help="print a supervisor's file for this checkout")
-    add("--timeout", metavar="SECONDS", help="how long a start may take to be healthy")
-    add("-n", dest="lines", metavar="N", default=str(TAIL), help="--logs shows N lines")
-    add("--instance", metavar="NAME", help="name of the slot where s6 is pid 1 of the container")
-    add("-v", dest="verbose", action="store_true", help="--status tells all that is known")
-    add("-f", dest="follow", action="store_true", help="--logs goes on as the log grows")
-    groups = {name: parser.add_mutually_exclusive_group() for name in ("mode", "action")}
-    for name, flag, text in FLAGS:
-        groups.get(name, parser).add_argument(flag, action="store_true", help=text)
-    return parser
+def usage_error(problem):
+    return LaunchError(Exit.USAGE, problem, "bash start.sh --help lists every word")
 
 
-def parse_args():
-    """sys.argv with every setting resolved: port (int), host (str), ...; LaunchError (2, 78)."""
-    parser = make_parser()
-    options = parser.parse_args()
-    if options.version:
+def read_words(words):
+    """What the command line says (dict), None or False for what it does not; LaunchError (2).
+
+    By hand, because argparse takes half as long to import as Python takes to start.
+    """
+    values = {name_of(word): None if takes else False for word, (takes, _, _) in OPTIONS.items()}
+    groups = {}
+    port, words = None, list(words)
+    while words:
+        word, equals, value = words.pop(0).partition("=")
+        word = SHORT.get(word, word)
+        if word not in OPTIONS and word[:1] != "-" and port is None:
+            port = word + equals + value
+            continue
+        takes, group, _ = OPTIONS.get(word, ("", "", ""))
+        if word not in OPTIONS or equals and not takes:
+            raise usage_error("unknown word %r" % (word + equals + value))
+        if groups.setdefault(group or word, word) != word:
+            raise usage_error(f"{groups[group]} and {word} exclude each other")
+        if takes and not equals and (not words or words[0][:1] == "-"):
+            raise usage_error(f"{word} needs a value: {takes}")
+        values[name_of(word)] = (value if equals else words.pop(0)) if takes else True
+    return dict(values, port=port)
+
+
+def inform(options):
+    """Answer --help or --version, and end."""
+    if options.help:
+        rows = ("  %-22s %s" % (" ".join([word, takes]), text)
+                for word, (takes, _, text) in OPTIONS.items())
+        show("usage: bash start.sh [PORT] [options]\n\n%s\n\n%s" % ("\n".join(rows), __doc__), "")
+    else:
         import hashlib
         with open(os.path.realpath(__file__), "rb") as file:
             digest = hashlib.sha256(file.read()).hexdigest()
         show("bootstrap %s\nsha256 %s" % (__version__, digest))
-        raise SystemExit(Exit.OK)
+    raise SystemExit(Exit.OK)
+
+
+def parse_args():
+    """sys.argv with every setting resolved: port (int), host (str), ...; LaunchError (2, 78)."""
+    from types import SimpleNamespace
+    options = SimpleNamespace(**read_words(sys.argv[1:]))
+    if options.help or options.version:
+        inform(options)
     try:
         if options.timeout is not None:
             options.timeout = checked(options.timeout, *SECONDS)
-        options.lines = checked(options.lines, int, lambda n: n >= 0, "a number of lines")
+        options.lines = checked(options.lines or str(TAIL), int, lambda n: n >= 0, "a number")
     except ValueError as error:
-        parser.error("the value of --timeout and -n %s" % error)
-    if options.all and (options.start or options.instance):
-        parser.error("--start and --instance are for one slot at a time, not for --all")
+        raise usage_error("the value of --timeout and -n %s" % error)
     name = options.instance
     if name is not None and (set(name) - set(INSTANCE) or name[:1] in ("", "_", "-") or
                              name.startswith("watchdog")):
-        parser.error("%r is no name of an instance: small letters, digits, _ and -, at its start "
-                     "a letter or digit; watchdog is taken" % name)
+        raise usage_error("%r is no name of an instance: small letters, digits, _ and -, at its "
+                          "start a letter or digit; watchdog is taken" % name)
+    if options.all and (options.start or name):
+        raise usage_error("--start and --instance are for one slot at a time, not for --all")
+    if options.unit is not None and options.unit not in UNITS:
+        raise usage_error("--unit knows %s, not %r" % (", ".join(sorted(UNITS)), options.unit))
     options.launch = settle(read_app(options.config), options)
     if name and len(options.launch.app.slug + "-watchdog-" + name) > 251:
-        parser.error("--instance %s is too long for s6-svscan(8)" % name)
+        raise usage_error("--instance %s is too long for s6-svscan(8)" % name)
     options.host, options.port = options.launch.host, options.launch.port
     return options
 
@@ -2465,7 +2551,8 @@ def main():
     """Run the command; returns its exit code, raises LaunchError for the operator."""
     global APP
     from types import SimpleNamespace
-    options = SimpleNamespace(**dict(WORDS, **vars(parse_args())))
+    known = dict.fromkeys(["launch", *map(name_of, OPTIONS)])      # a replaced parse_args may not
+    options = SimpleNamespace(**dict(known, **vars(parse_args())))
     ensure_supported_platform()
     launch = options.launch or settle(read_app(), options)
     APP = launch.app
@@ -2512,5 +2599,4 @@ def run():
 
 
 if __name__ == "__main__":
-    sys.exit(run())
-# requirement_files
+    os._exit(run())     # all is written; taking the interpreter apart would only cost time
