@@ -339,9 +339,14 @@ def a_folder_of_somebody(app):
     (venv(app) / "notes" / "precious").write_text("")
 
 
+def a_folder_with_a_lib(app):
+    (venv(app) / "lib").mkdir(parents=True)
+    (venv(app) / "lib" / "precious").write_text("")
+
+
 @pytest.mark.parametrize("make", [
     pytest.param(make, id=make.__name__.replace("_", " "))
-    for make in (a_file, a_link, a_link_to_nothing, a_folder_of_somebody)])
+    for make in (a_file, a_link, a_link_to_nothing, a_folder_of_somebody, a_folder_with_a_lib)])
 def test_nothing_is_deleted_where_dot_venv_is(app, make):
     make(greet(app))
     before = sorted(app.folder.glob("elsewhere/**/*")) + sorted(app.repo.glob(".venv/**/*"))
@@ -730,6 +735,14 @@ def test_uv_answers_for_a_python_without_pip(app):
     started(app, env={PREFIX + "PYTHON": full})
     stopped(app)
     refused(app.run(env={PREFIX + "PYTHON": lacking}), 78, lacking, "greeting")
+
+
+def test_a_python_that_cannot_answer_is_not_taken_to_have_everything(app):
+    mute = app.folder / "mute"
+    mute.write_text("#!/bin/sh\nexit 9\n")
+    mute.chmod(0o755)
+    for _ in range(2):
+        refused(greet(app).run(env={PREFIX + "PYTHON": mute}), 78, mute, "exit status")
 
 
 def test_where_no_environment_may_be_made_the_setting_to_use_instead_is_named(app, installer):

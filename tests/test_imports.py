@@ -15,7 +15,8 @@ ALWAYS = {"os", "time", "contextlib", "enum", "errno", "itertools", "collections
 MODES = {
     "foreground": ALWAYS,
     "detached": ALWAYS | {"subprocess", "urllib.parse", "socket", "json"},
-    "status": {"os", "time", "contextlib", "enum", "errno", "itertools", "collections", "socket", "urllib.parse"}}
+    "status": {"os", "time", "contextlib", "enum", "errno", "itertools", "collections", "socket",
+               "urllib.parse"}}
 # What the codecs and subprocess import in their functions, on some Pythons.
 LAZY = {"locale", "warnings"}
 WITH_CONFIG = {"configparser", "encodings.utf_8_sig"}

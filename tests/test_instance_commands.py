@@ -8,7 +8,7 @@ import time
 import pytest
 
 import servers
-from harness import get, is_alive, refused, until
+from harness import AS_ANYBODY, get, is_alive, refused, until
 
 
 def foreground(app, *words, **options):
@@ -266,6 +266,35 @@ def test_an_instance_whose_supervisor_is_gone_can_be_stopped(app):
     supervisor.wait()
     assert app.run("--stop").code == 0
     assert app.is_gone()
+
+
+def test_a_start_during_a_stop_keeps_its_record(app):
+    app.configure(stop_timeout=3)
+    app.serve(servers.small(
+        "import signal", "if not os.path.exists('deaf') and not os.fork():",
+        "    open('deaf', 'w').close()", "    signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+        "    time.sleep(3600)", "note()", "serve(listen(), OK)"))
+    app.start()
+    stop = app.launch("--stop")
+    until(app.is_free, "the first server has ended")
+    pid = app.start()
+    assert app.result(stop).code == 0
+    assert app.status()["pid"] == pid
+    assert app.run("--stop").code == 0 and app.is_gone()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a record that is hidden from others")
+def test_stop_of_another_users_instance_is_a_failure(app):
+    app.start()
+    os.chown(str(app.file("record")), 65534, 65534)
+    refused(app.run("--stop", under=AS_ANYBODY), 1, app.file("record"))
+    assert app.answers()
+
+
+def test_the_plan_knows_what_would_be_replaced(app):
+    app.start()
+    assert app.plan("--foreground")["mode"] == "refuse"
+    assert app.plan("--foreground", "--replace")["mode"] == "foreground"
 
 
 def test_two_stops_at_once_both_succeed(app):

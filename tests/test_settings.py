@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from harness import PYTHON, refused
+from harness import AS_ANYBODY, PYTHON, refused
 
 PREFIX = "HERMES_WEBUI_"
 
@@ -192,6 +192,12 @@ def test_server_cwd_that_is_no_folder_is_a_configuration_error(app):
     refused(app.run(env={PREFIX + "SERVER_CWD": missing}), 78, missing, "SERVER_CWD")
 
 
+def test_server_cwd_that_cannot_be_entered_is_a_configuration_error(app):
+    closed = app.folder / "closed"
+    closed.mkdir(mode=0o600)
+    refused(app.run(env={PREFIX + "SERVER_CWD": closed}, under=AS_ANYBODY), 78, closed, "SERVER_CWD")
+
+
 # -- interpreter -------------------------------------------------------------------------------
 
 
@@ -317,6 +323,19 @@ def test_a_configuration_of_any_editor_is_read(app, text):
     assert setting(app, "PORT") == (9001, "bootstrap.cfg")
 
 
+@pytest.mark.parametrize("words", [
+    ["--host", "--foreground"], ["--host"], ["--json=1"], ["--status", "--stop"], ["9000"], ["--"],
+    ["--foreground", "--detach"], ["-x"], ["--unit", "upstart"], ["--stat"], ["--lines", "many"],
+    ["--start", "--all"], ["--stop", "--all", "--instance", "blue"]], ids=" ".join)
+def test_words_that_are_not_ours_are_a_usage_error(app, words):
+    refused(app.run(*words), 2)
+    assert app.is_gone()
+
+
+def test_a_value_may_stand_behind_an_equals_sign(app):
+    assert app.plan("--host=127.0.0.2", "--timeout=3")["settings"]["HOST"]["value"] == "127.0.0.2"
+
+
 # -- help and version --------------------------------------------------------------------------
 
 
@@ -336,6 +355,10 @@ def test_version_is_the_version_and_the_files_own_sha256(app):
     digest = hashlib.sha256((app.repo / "bootstrap.py").read_bytes()).hexdigest()
     result = app.run("--version", port=None)
     assert result.code == 0 and digest in result.out
+
+
+def test_help_outranks_every_other_word(app):
+    assert "usage:" in app.run("--status", "--help").out
 
 
 @pytest.mark.parametrize("word", ["--help", "--version"])

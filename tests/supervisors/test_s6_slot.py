@@ -80,6 +80,14 @@ def test_paths_may_hold_what_a_shell_would_obey(s6):
     until(lambda: list(state.glob("s6-log-*/current")), "its log lies in the state folder")
 
 
+def test_a_service_that_somebody_else_wrote_is_not_touched(s6):
+    box = s6().boot()
+    box.write_slot(SLUG + "-default", "#!/bin/sh\nexec sleep 1000000\n")
+    done = box.enter("--unregister")
+    assert done.code == 78 and SLUG + "-default" in done.err
+    assert SLUG + "-default" in box.slots()
+
+
 def test_a_slot_is_filled_under_a_hidden_name_and_then_renamed(s6):
     box = s6().boot()
     with watching(box.outside(SCAN)) as events:
