@@ -159,7 +159,7 @@ class Launch(namedtuple("Launch", "app settings additions notes")):
     port = property(lambda self: self.settings["PORT"].value)
     state_dir = property(lambda self: self.settings["STATE_DIR"].value)
     is_tcp = property(lambda self: self.app.health == "tcp")
-    is_own = property(lambda self: self.app.source is None)
+    has_own_server = property(lambda self: self.app.source is None)
 
     def path(self, kind):
         """Path of the instance's lock, record or log."""
@@ -182,7 +182,7 @@ class Launch(namedtuple("Launch", "app settings additions notes")):
     def probe(self, record, query=""):
         """What the server answers to one question now, "healthy" where that is good."""
         return probe(split_url(self.health_url(record, query)), time.monotonic() + PROBE_LIMIT,
-                     self.is_tcp, self.is_own)
+                     self.is_tcp, self.has_own_server)
 
 
 class Health(namedtuple("Health", "code problem")):
@@ -328,7 +328,6 @@ CONFIG_KEYS = {                 # key: how it is read, when it is good, what is 
     "companion": LINE, "companion_marker": LINE, "companion_command": LINE}
 
 # -- .env --------------------------------------------------------------------------------------
-
 
 # Linear: an opening quote closes every one before it, so no two of them scan the same text.
 DOTENV = r"""
@@ -1143,14 +1142,14 @@ def take_lock(path, patience, what):
 
 def last_lines(path, count, from_byte=0, end=None):
     """The last lines (list of str) of a file between two bytes, read backwards in pieces."""
-    data = b""
+    text = b""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         position = file.seek(0, os.SEEK_END) if end is None else end
-        while position > from_byte and data.count(b"\n") <= count and len(data) < 1 << 24:
+        while position > from_byte and text.count(b"\n") <= count and len(text) < 1 << 24:
             step = min(65536, position - from_byte)
             position = file.seek(position - step)
-            data = file.read(step) + data
-    lines = data.decode("utf-8", "replace").split("\n")
+            text = file.read(step) + text
+    lines = text.decode("utf-8", "replace").split("\n")
     lines = lines[:-1] if lines[-1] == "" else lines
     return [printable(line.rstrip("\r")) for line in lines[max(len(lines) - count, 0):]]
 
@@ -1270,10 +1269,10 @@ def bind_failure(kind, address):
     """errno that binding a TCP socket ends with, or None."""
     import _socket as socket
     try:
-        probe = socket.socket(kind, socket.SOCK_STREAM)
-        with contextlib.closing(probe):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        trial = socket.socket(kind, socket.SOCK_STREAM)
+        with contextlib.closing(trial):
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
             # With SO_REUSEADDR, BSD lets an address join the wildcard of somebody else.
             is_joined = sys.platform == "darwin" and accepts(address[:2], SLICE)
             return errno.EADDRINUSE if is_joined else None
@@ -1762,7 +1761,7 @@ def await_instance(launch, options, record, ended, signals=None):
     try:
         return wait_for_health(
             launch.health_url(record), timeout=options.timeout, tcp=launch.is_tcp,
-            strict=launch.is_own, ended=ended, owns=lambda: record.owns_port(launch),
+            strict=launch.has_own_server, ended=ended, owns=lambda: record.owns_port(launch),
             signals=signals, progress=progress)
     finally:
         if progress:
@@ -1897,8 +1896,8 @@ def follow(file, path):
     """Copy what was appended to a file to stdout; returns the file to go on with."""
     was_set_aside = os.path.exists(path) and not os.path.samestat(
         os.stat(path), os.fstat(file.fileno()))
-    for data in iter(lambda: file.read(65536), b""):
-        show(data.decode("utf-8", "surrogateescape"), end="")
+    for piece in iter(lambda: file.read(65536), b""):
+        show(piece.decode("utf-8", "surrogateescape"), end="")
     if was_set_aside:
         file.close()
         return open(path, "rb")
@@ -1949,11 +1948,11 @@ def is_hidden(path):
 
 def command_status(launch, options, slot=None):
     """Diagnose the instance: what runs, who has the port, and one remedy if that is wrong."""
-    report = dict({"slot": slot.name + ": " + slot.state} if slot else {}, **diagnose(launch))
+    rows = dict({"slot": slot.name + ": " + slot.state} if slot else {}, **diagnose(launch))
     if options.verbose:
-        report.update(dict(examine(launch, report["url"], report["pid"]), **report))
-    show_rows(report, options.json)
-    return Exit.OK if (slot.is_up if slot else report["pid"]) else Exit.NOT_RUNNING
+        rows.update(dict(examine(launch, rows["url"], rows["pid"]), **rows))
+    show_rows(rows, options.json)
+    return Exit.OK if (slot.is_up if slot else rows["pid"]) else Exit.NOT_RUNNING
 
 
 def diagnose(launch):
