@@ -427,7 +427,7 @@ def settle(app, options):
     except ValueError as error:
         code = Exit.USAGE if origin == "command line" else Exit.CONFIG
         raise LaunchError(code, f"{app.env('PORT')} is {value!r} ({origin}), it {error}",
-                          "correct or remove it")
+                          "correct or remove it", notes)
     settings["STATE_DIR"] = settings["STATE_DIR"]._replace(
         value=state_folder(settings["STATE_DIR"].value, app, dict(os.environ, **additions)))
     return Launch(app, settings, additions, notes)

@@ -198,6 +198,11 @@ def test_server_cwd_that_cannot_be_entered_is_a_configuration_error(app):
     refused(app.run(env={PREFIX + "SERVER_CWD": closed}, under=AS_ANYBODY), 78, closed, "SERVER_CWD")
 
 
+def test_a_port_that_is_none_does_not_hide_the_other_lines_of_dotenv(app):
+    app.write(".env", "no assignment\nHERMES_WEBUI_PORT=abc\n")
+    refused(app.run(port=None), 78, "HERMES_WEBUI_PORT", ".env:1: no = follows the name")
+
+
 # -- interpreter -------------------------------------------------------------------------------
 
 
