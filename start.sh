@@ -6,6 +6,8 @@ while [ -L "$self" ]; do
     link=$(readlink "$self")
     case $link in /*) self=$link ;; *) self=${self%/*}/$link ;; esac
 done
+launcher=${self%/*}/bootstrap.py
+fail() { printf 'start.sh: %s\n  %s\n' "$1" "$2" >&2; exit 127; }
 
 for python in python3 python "${HERMES_WEBUI_PYTHON-}" ''; do
     case $python in
@@ -13,13 +15,10 @@ for python in python3 python "${HERMES_WEBUI_PYTHON-}" ''; do
         ?*) "$python" -c 'import sys; sys.exit(sys.version_info[0] != 3)' 2>/dev/null && break ;;
     esac
 done
-if [ -z "$python" ]; then
-    echo "start.sh: no Python 3 on PATH, and HERMES_WEBUI_PYTHON names none" >&2
-    echo "  install Python 3.8 or newer, or set HERMES_WEBUI_PYTHON to one" >&2
-    exit 127
-fi
-# -I -S: nothing of the environment, the current folder or site-packages joins the launcher.
-# The loader keeps what it compiles, as for an import; a script is compiled at every start.
+[ -n "$python" ] || fail "no Python 3 on PATH, and HERMES_WEBUI_PYTHON names none" \
+    "install Python 3.8 or newer, or set HERMES_WEBUI_PYTHON to one"
+[ -f "$launcher" ] || fail "there is no $launcher" "copy it there, beside start.sh"
+# -I -S keep environment and site-packages out; the loader keeps what it compiles, as for imports.
 exec "$python" -I -S -c 'import sys; from importlib.machinery import SourceFileLoader as File
 __file__ = sys.argv[0] = sys.argv.pop(1)
-exec(File("__main__", __file__).get_code("__main__"))' "${self%/*}/bootstrap.py" "$@"
+exec(File("__main__", __file__).get_code("__main__"))' "$launcher" "$@"

@@ -101,6 +101,24 @@ def test_without_any_python_it_says_so_and_ends_with_127(app, tools):
     assert app.is_gone()
 
 
+def test_without_its_launcher_it_says_so_and_ends_with_127(app):
+    (app.repo / "bootstrap.py").unlink()
+    result = app.run(by=through("sh", app.repo / "start.sh"))
+    assert (result.code, result.out) == (127, "")
+    problem, remedy = result.err.splitlines()
+    assert str(app.repo / "bootstrap.py") in problem and remedy.startswith("  ")
+
+
+def test_a_start_keeps_what_it_compiled_and_does_without_where_it_cannot(app):
+    cache = app.repo / "__pycache__"
+    app.start(by=through("sh", app.repo / "start.sh"))
+    assert [path.name.partition(".")[0] for path in cache.iterdir()] == ["bootstrap"]
+    app.run("--stop")
+    shutil.rmtree(str(cache))
+    cache.write_text("in the way")
+    app.start(by=through("sh", app.repo / "start.sh"))
+
+
 def test_python_serves_where_python3_is_missing(app, tools):
     program(tools / "python", 'exec "{}" "$@"'.format(PYTHON))
     assert app.run("--version", by=through("sh", app.repo / "start.sh")).code == 0
