@@ -2180,15 +2180,18 @@ class Slot(namedtuple("Slot", "scan name patience")):
             self.remove()
 
     def remove(self):
-        """Take the folder away; s6-svscan ends what still supervises it."""
+        """Take the folder away, once s6-svscan has ended what supervises it."""
         import shutil
-        hidden = os.path.join(self.scan, "." + self.name)
+        hidden, begin = self._replace(name="." + self.name), time.monotonic()
         with contextlib.suppress(FileNotFoundError):
-            os.rename(self.path, hidden)
+            os.rename(self.path, hidden.path)
             try:
                 self.tell("s6-svscanctl", "-an", self.scan)
-            finally:
-                shutil.rmtree(hidden, ignore_errors=True)
+                while hidden.is_supervised() and time.monotonic() < begin + 10:
+                    time.sleep(0.02)
+            finally:        # what ends there writes its state once more
+                while os.path.lexists(hidden.path) and time.monotonic() < begin + 15:
+                    shutil.rmtree(hidden.path, ignore_errors=True)
 
 
 def scan_folder():
