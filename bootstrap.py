@@ -24,13 +24,11 @@ if sys.version_info < (3, 8):
     sys.exit("bootstrap: Python 3.8 or newer is needed, this is %d.%d (%s)"
              % (sys.version_info[0], sys.version_info[1], sys.executable))
 
-import contextlib
 import errno
+import gc
 import itertools
 import os
 import time
-from collections import namedtuple
-from enum import IntEnum
 
 # -- constants ---------------------------------------------------------------------------------
 
@@ -104,8 +102,11 @@ SUPERVISORS = {                 # supervisor: its command for a service, its ver
 # -- errors ------------------------------------------------------------------------------------
 
 
-class Exit(IntEnum):
-    """Exit codes: sysexits(3), the shell's 126, 127 and 128+n, and the LSB's 3 for --status."""
+class Exit:
+    """Exit codes: sysexits(3), the shell's 126, 127 and 128+n, and the LSB's 3 for --status.
+
+    Plain numbers, because enum takes a fifth as long to import as Python takes to start.
+    """
 
     OK, FAILED, USAGE, NOT_RUNNING = 0, 1, 2, 3
     TAKEN, CANNOT_CREATE, IO_ERROR, NOT_HEALTHY, CONFIG = 69, 73, 74, 75, 78
@@ -120,25 +121,55 @@ class LaunchError(RuntimeError):
         self.code, self.problem, self.remedy, self.detail = code, problem, remedy, detail
 
 
+class suppress:
+    """As suppress, without the import."""
+
+    def __init__(self, *kinds):
+        self.kinds = kinds
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        return kind is not None and issubclass(kind, self.kinds)
+
+
 # -- data --------------------------------------------------------------------------------------
 
 
+class Row(tuple):
+    """A tuple with names, as collections.namedtuple makes it: its import takes too long here."""
+
+    _fields = ()
+
+    def __init_subclass__(cls):
+        for number, name in enumerate(cls._fields):
+            setattr(cls, name, property(lambda self, number=number: self[number]))
+
+    def __new__(cls, *values, **named):
+        row = super().__new__(cls, values + tuple(map(named.pop, cls._fields[len(values):])))
+        if named or len(row) != len(cls._fields):
+            raise TypeError("%s has the fields %s" % (cls.__name__, ", ".join(cls._fields)))
+        return row
+
+    def _replace(self, **changes):
+        return type(self)(**dict(zip(self._fields, self), **changes))
+
+
 def data(name, fields, doc):
-    """A named tuple type with its docstring."""
-    kind = namedtuple(name, fields)
-    kind.__doc__ = doc
-    return kind
+    """A type of Row with its docstring."""
+    return type(name, (Row,), {"_fields": fields.split(), "__doc__": doc})
 
 
-class App(namedtuple("App", (
-        "name command host port health env_prefix state_dir install requires_python"
-        " start_timeout stop_timeout companion companion_marker companion_command source given"))):
+class App(Row):
     """What differs between repositories; one field per key of bootstrap.cfg, times in seconds.
 
     source: path of the file, None for this repository's own; given: the keys it names.
     """
 
-    __slots__ = ()
+    _fields = ("name command host port health env_prefix state_dir install requires_python"
+              " start_timeout stop_timeout companion companion_marker companion_command"
+              " source given").split()
 
     def env(self, name):
         """Name of one of our environment variables: env("PORT") is HERMES_WEBUI_PORT here."""
@@ -151,10 +182,10 @@ class App(namedtuple("App", (
         return "-".join(words.split()) or "app"
 
 
-class Launch(namedtuple("Launch", "app settings additions notes")):
+class Launch(Row):
     """What is to be started: additions go from .env to os.environ, notes to the operator."""
 
-    __slots__ = ()
+    _fields = "app settings additions notes".split()
     host = property(lambda self: self.settings["HOST"].value)
     port = property(lambda self: self.settings["PORT"].value)
     state_dir = property(lambda self: self.settings["STATE_DIR"].value)
@@ -185,10 +216,10 @@ class Launch(namedtuple("Launch", "app settings additions notes")):
                      self.is_tcp, self.has_own_server)
 
 
-class Health(namedtuple("Health", "code problem")):
+class Health(Row):
     """Outcome of waiting for a server: true where it is healthy, else why it is not."""
 
-    __slots__ = ()
+    _fields = "code problem".split()
 
     def __bool__(self):
         return self.code == Exit.OK
@@ -214,7 +245,7 @@ is pid 1, None where its gates are closed.""")
 Verdict = data("Verdict", "mode why supervisor hearsay",
                "A mode, its evidence, who tracks us (or None), the variable not believed.")
 Plan = data("Plan", "mode why record error", """\
-What a start does: FOREGROUND, DETACHED, LEAVE or REFUSE.
+What a start does: FOREGROUND, DETACHED, SUPERVISED, LEAVE or REFUSE.
 
 record: of the running instance that is left alone; error: the LaunchError that refuses.""")
 
@@ -267,22 +298,18 @@ def read_app(path=None):
 
 def read_config(source):
     """Checked values of section [bootstrap] of the INI file at source, by key."""
-    import configparser
-    parser = configparser.ConfigParser(interpolation=None)
-
     def fail(problem):
         raise LaunchError(Exit.CONFIG, f"{source} {problem}",
                           "valid keys in [bootstrap]: " + ", ".join(sorted(CONFIG_KEYS)))
-    try:
-        with open(source, encoding="utf-8-sig") as file:
-            parser.read_file(file)
-        section = parser["bootstrap"]
-    except KeyError:
-        fail("has no section [bootstrap]")
-    except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        fail("cannot be read: " + " ".join(str(error).split()))
     given = {}
-    for key, text in section.items():
+    try:
+        with open(source, "rb") as file:
+            rows = read_section(file.read().decode("utf-8").lstrip("\ufeff"), "bootstrap")
+    except (OSError, ValueError) as error:
+        fail(f"cannot be read: {error}")
+    if rows is None:
+        fail("has no section [bootstrap]")
+    for key, text in rows.items():
         if key not in CONFIG_KEYS:
             fail("has an unknown key %r" % key)
         try:
@@ -290,6 +317,31 @@ def read_config(source):
         except ValueError as error:
             fail("%s = %s: %s" % (key, text, error))
     return given
+
+
+def read_section(text, wanted):
+    """Values (dict of str) of one section of an INI file, None where it has none; ValueError.
+
+    The common ground of INI dialects, as configparser without interpolation reads it: that takes
+    half as long to import as Python takes to start.
+    """
+    sections, name = {}, None
+    for number, line in enumerate(map(str.strip, text.split("\n")), 1):
+        is_header = line[:1] == "[" and line[-1:] == "]"
+        cut = min((line.find(mark) for mark in "=:" if mark in line), default=0)
+        key = line[:cut].strip().lower()
+        if line[:1] in ("", "#", ";"):
+            continue
+        if line[1:-1] in sections if is_header else key in sections.get(name, ()):
+            raise ValueError(f"line {number} says {key or line} again")
+        if is_header:
+            name = line[1:-1]
+            sections[name] = {}
+        elif name is None or not key:
+            raise ValueError(f"line {number} is not KEY = VALUE in a section")
+        else:
+            sections[name][key] = line[cut + 1:].strip()
+    return sections.get(wanted)
 
 
 def checked(text, convert, is_good, wanted):
@@ -428,7 +480,7 @@ def settle(app, options):
         code = Exit.USAGE if origin == "command line" else Exit.CONFIG
         raise LaunchError(code, f"{app.env('PORT')} is {value!r} ({origin}), it {error}",
                           "correct or remove it", notes)
-    settings["STATE_DIR"] = settings["STATE_DIR"]._replace(
+    settings["STATE_DIR"] = settings["STATE_DIR"].replace(
         value=state_folder(settings["STATE_DIR"].value, app, dict(os.environ, **additions)))
     return Launch(app, settings, additions, notes)
 
@@ -522,7 +574,7 @@ def read_process(pid):
 
 def read_arguments(pid):
     """Arguments (list of str) of a process; [""] for a zombie, a kernel thread, a stranger."""
-    with contextlib.suppress(OSError), open("/proc/%d/cmdline" % pid, "rb") as file:
+    with suppress(OSError), open("/proc/%d/cmdline" % pid, "rb") as file:
         return file.read(65536).decode("utf-8", "replace").rstrip("\0").split("\0")
     return [""]
 
@@ -694,7 +746,7 @@ def site_folders(python):
     """Folders (list of str) of packages beside an interpreter, found without running it."""
     prefix, found = os.path.dirname(os.path.dirname(python)), []
     for library in (prefix + "/lib", prefix + "/local/lib"):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             found += ["%s/%s/%s" % (library, name, kind) for kind in PACKAGES
                       for name in sorted(os.listdir(library), reverse=True) if "python3" in name]
     return [folder for folder in found if os.path.isdir(folder)]
@@ -799,7 +851,7 @@ def ensure_python_has_webui_deps(python):
         return python
     lacking = ask_installer(python, arguments)
     if lacking == []:
-        with contextlib.suppress(LaunchError):
+        with suppress(LaunchError):
             write_file(stamp, state)
         return python
     return settle_lack(python, arguments, lacking)
@@ -966,7 +1018,7 @@ def run_installer(command, lock, signals):
         for number in (signal.SIGINT, signal.SIGKILL):      # on the first, pip clears up
             if child.poll() is None:
                 os.killpg(child.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
+                with suppress(subprocess.TimeoutExpired):
                     child.wait(2)
     return child.returncode
 
@@ -1053,7 +1105,7 @@ def plan_start(verdict, running, port_error):
 def say(text, prefix="bootstrap: "):
     """One line to the operator, on stderr; a closed one is nobody's loss."""
     if sys.stderr is not None:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             print(prefix + text, file=sys.stderr, flush=True)
 
 
@@ -1077,7 +1129,7 @@ def printable(text):
 
 def read_text(path, limit=-1):
     """Content of a text file (its first limit characters), "" where it cannot be read."""
-    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
         return file.read(limit)
     return ""
 
@@ -1096,7 +1148,7 @@ def write_file(path, text, mode=0o600):
 
 
 def remove_file(path):
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         os.unlink(path)
 
 
@@ -1143,7 +1195,7 @@ def take_lock(path, patience, what):
 def last_lines(path, count, from_byte=0, end=None):
     """The last lines (list of str) of a file between two bytes, read backwards in pieces."""
     text = b""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with suppress(OSError), open(path, "rb") as file:
         position = file.seek(0, os.SEEK_END) if end is None else end
         while position > from_byte and text.count(b"\n") <= count and len(text) < 1 << 24:
             step = min(65536, position - from_byte)
@@ -1182,7 +1234,7 @@ def run_tool(*command):
 
 def read_environ(pid):
     """Environment (dict of bytes) that a process was started with; empty if not for us to see."""
-    with contextlib.suppress(OSError), open("/proc/%d/environ" % pid, "rb") as file:
+    with suppress(OSError), open("/proc/%d/environ" % pid, "rb") as file:
         return dict(pair.partition(b"=")[::2] for pair in file.read().split(b"\0"))
     return {}
 
@@ -1193,7 +1245,7 @@ def listening_sockets(port):
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         if found:       # the second costs milliseconds where nobody listens on IPv6
             break
-        with contextlib.suppress(OSError), open(path, "rb", buffering=4096) as file:
+        with suppress(OSError), open(path, "rb", buffering=4096) as file:
             file.readline()
             for fields in map(bytes.split, file):
                 if fields[3] != b"0A":      # those that listen come first
@@ -1216,7 +1268,7 @@ def open_files(pid):
     """What the descriptors of a process are (list of str), see proc(5); OSError."""
     files = []
     for number in os.listdir("/proc/%d/fd" % pid):
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             files.append(os.readlink("/proc/%d/fd/%s" % (pid, number)))
     return files
 
@@ -1270,12 +1322,14 @@ def bind_failure(kind, address):
     import _socket as socket
     try:
         trial = socket.socket(kind, socket.SOCK_STREAM)
-        with contextlib.closing(trial):
+        try:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address)
             # With SO_REUSEADDR, BSD lets an address join the wildcard of somebody else.
             is_joined = sys.platform == "darwin" and accepts(address[:2], SLICE)
             return errno.EADDRINUSE if is_joined else None
+        finally:
+            trial.close()
     except OSError as error:
         return error.errno
 
@@ -1289,8 +1343,9 @@ class Record(dict):
     An exec changes none of the identity, a recycled pid has another start time.
     """
 
-    KEYS = frozenset("pid start boot session parent token url log from_byte launched mode"
-                     " supervisor stop_command restart_command".split())
+    KEYS = dict(dict.fromkeys("pid session parent from_byte".split(), int), launched=float,
+                **dict.fromkeys("start boot token url log mode supervisor stop_command"
+                                " restart_command".split(), str))
 
     @classmethod
     def of(cls, launch, pid, **fields):
@@ -1304,12 +1359,17 @@ class Record(dict):
     def read(cls, launch):
         """The Record on disk, or None where there is none that can be read."""
         text = read_text(launch.path("record"))
-        record = cls(read_json(text.encode()) if text else {})
-        return record if record.keys() >= cls.KEYS else None
+        rows = dict(line.partition("=")[::2] for line in text.split("\n"))
+        try:
+            return text and cls((key, kind(rows[key].encode().decode("unicode_escape")))
+                                for key, kind in cls.KEYS.items()) or None
+        except (KeyError, ValueError):
+            return None
 
     def write(self, launch):
-        rows = ("%s: %s" % (to_json(name), to_json(self[name])) for name in sorted(self))
-        write_file(launch.path("record"), "{\n %s\n}" % ",\n ".join(rows))
+        """Write NAME=VALUE lines: they need no json, which takes longer to import than to ask."""
+        rows = (f"{name}={str(self[name]).encode('unicode_escape').decode()}\n" for name in self)
+        write_file(launch.path("record"), "".join(rows))
 
     def is_of(self, process):
         """Whether a Process is the recorded one."""
@@ -1451,7 +1511,7 @@ def split_url(url):
 
 def accepts(address, patience):
     import socket
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         socket.create_connection((plain(address[0]), address[1]), timeout=patience).close()
         return True
     return False
@@ -1477,22 +1537,10 @@ def probe(address, deadline, tcp, strict):
                                    "" if whole else ", cut short")
 
 
-def to_json(value):
-    """A str, a number or a list of these as JSON; most records need no json and its import."""
-    if isinstance(value, list):
-        return "[%s]" % ", ".join(map(to_json, value))
-    if not isinstance(value, str):
-        return repr(value)
-    if value.isprintable() and not set(value) & {'"', "\\"}:
-        return '"%s"' % value
-    import json
-    return json.dumps(value)
-
-
 def read_json(body):
     """The JSON object (dict) in bytes, empty where there is none."""
     import json
-    with contextlib.suppress(ValueError, RecursionError):
+    with suppress(ValueError, RecursionError):
         answer = json.loads(body.decode("utf-8"))
         return answer if isinstance(answer, dict) else {}
     return {}
@@ -1500,7 +1548,7 @@ def read_json(body):
 
 def read_answer(url):
     """The JSON object (dict) that stands at a URL, empty where there is none."""
-    with contextlib.suppress(OSError, ValueError):
+    with suppress(OSError, ValueError):
         return read_json(http_get(split_url(url), time.monotonic() + PROBE_LIMIT)[1])
     return {}
 
@@ -1522,7 +1570,7 @@ def http_get(address, deadline):
         while len(answer) < ANSWER_LIMIT and missing_bytes(answer) != 0:
             if time.monotonic() > deadline:
                 raise socket.timeout("no whole answer in time")
-            with contextlib.suppress(socket.timeout):
+            with suppress(socket.timeout):
                 piece = stream.recv(65536)
                 answer += piece
                 if not piece:
@@ -1569,7 +1617,7 @@ class Signals:
         self.signal, self.caught, self.before, self.ends = signal, [], {}, os.pipe()
         for end in self.ends:
             os.set_blocking(end, False)
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             self.wakeup = signal.set_wakeup_fd(self.ends[1], warn_on_full_buffer=False)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
                 if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
@@ -1614,7 +1662,7 @@ def progress_line(record):
 def open_browser(url):
     """Open url (str) in the person's browser; never raises."""
     # The drivers behind webbrowser are anybody's, and a browser is a courtesy.
-    with contextlib.suppress(Exception):
+    with suppress(Exception):
         import webbrowser
         webbrowser.open(url)
 
@@ -1684,7 +1732,7 @@ def become(launch, command, folder, tracking, keep):
     try:
         if keep:
             Record.of(launch, os.getpid(), session=0, parent=os.getppid(), mode=FOREGROUND, log="",
-                      from_byte=0, token="", command=command, **tracking).write(launch)
+                      from_byte=0, token="", command=" ".join(command), **tracking).write(launch)
     except LaunchError as error:
         say("no record is kept: %s" % error.problem)
     try:
@@ -1698,11 +1746,11 @@ def become(launch, command, folder, tracking, keep):
 def replace_process(command):
     """Become another program; returns only where a test replaces os.execv. LaunchError (126)."""
     # What Python ignores would stay ignored, see execve(2). Only the main thread may change it.
-    import signal
+    import _signal as signal    # signal only adds names to it
     before = {}
     try:
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
-            with contextlib.suppress(ValueError):
+            with suppress(ValueError):
                 before[number] = signal.signal(number, signal.SIG_DFL)
         os.execv(command[0], command)
     except OSError as error:
@@ -1732,7 +1780,7 @@ def detach(launch, command, folder, options):
             os.close(log)
         record = Record.of(launch, child.pid, session=child.pid, parent=os.getpid(), mode=DETACHED,
                            log=launch.path("log"), from_byte=from_byte, token=token,
-                           command=command, **tracking_fields(None))
+                           command=" ".join(command), **tracking_fields(None))
         try:
             record.write(launch)
             health = await_instance(launch, options, record, lambda: end_of(child), signals)
@@ -1826,7 +1874,8 @@ def print_plan(launch, options, verdict, agent_dir):
         "mode": plan.mode, "why": plan.why, "interpreter": {"path": python, "why": origin},
         "command": server_command(python, launch), "folder": working_folder(launch, agent_dir),
         "url": launch.url, "log": launch.path("log") if verdict.mode == DETACHED else None,
-        "settings": {name: setting._asdict() for name, setting in launch.settings.items()}},
+        "settings": {name: dict(zip(setting._fields, setting))
+                     for name, setting in launch.settings.items()}},
         options.json)
 
 
@@ -2027,7 +2076,7 @@ def examine(launch, url, pid):
     if all(type(count) is int for count in moved):
         state = "moves" if moved[0] < moved[1] else "stands still"
         rows["accept loop"] = "%s, %d requests" % (state, moved[1])
-    with contextlib.suppress(OSError, TypeError, IndexError):
+    with suppress(OSError, TypeError, IndexError):
         kinds = [file.partition(":")[0] if ":" in file else "file" for file in open_files(pid)]
         limit = read_text("/proc/%d/limits" % pid).partition("Max open files")[2].split()[0]
         rows["descriptors"] = "%d of %s: " % (len(kinds), limit) + ", ".join(
@@ -2095,10 +2144,10 @@ SENTINEL = "S6_SUPERVISED_CHILD"
 SIGNATURE = "# Written by bootstrap.py"
 
 
-class Slot(namedtuple("Slot", "scan name patience")):
+class Slot(Row):
     """A service folder of ours below s6-svscan; patience: milliseconds that its end may take."""
 
-    __slots__ = ()
+    _fields = "scan name patience".split()
     path = property(lambda self: os.path.join(self.scan, self.name))
     state = property(lambda self: self.tell("s6-svstat", self.path))
     is_up = property(lambda self: self.state.startswith("up"))
@@ -2183,7 +2232,7 @@ class Slot(namedtuple("Slot", "scan name patience")):
         """Take the folder away, once s6-svscan has ended what supervises it."""
         import shutil
         hidden, begin = self._replace(name="." + self.name), time.monotonic()
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             os.rename(self.path, hidden.path)
             try:
                 self.tell("s6-svscanctl", "-an", self.scan)
@@ -2218,7 +2267,7 @@ def slot_fields(launch, options, slot):
     uid = os.getuid() or os.stat(launch.state_dir).st_uid
     drops = uid != os.getuid()
     account, home = "%d:%d" % (uid, os.stat(launch.state_dir).st_gid), launch.state_dir
-    with contextlib.suppress(KeyError):
+    with suppress(KeyError):
         account, home = pwd.getpwuid(uid)[0], pwd.getpwuid(uid)[5]
     path = os.pathsep.join([*os.get_exec_path(), *S6_FOLDERS])
     environ = service_environment(launch, path, not drops and os.environ.get("HOME") or home)
@@ -2251,7 +2300,7 @@ def hand_over(launch, options, scan):
         slot.bring("up")
     except (LaunchError, OSError) as error:
         for one in fresh:
-            with contextlib.suppress(LaunchError, OSError):
+            with suppress(LaunchError, OSError):
                 one.remove()
         words = "; ".join([str(getattr(error, "problem", error)), *getattr(error, "detail", ())])
         say(f"s6 cannot have {slot.name}: {words}; the server is started here instead")
@@ -2267,7 +2316,7 @@ def hand_over(launch, options, scan):
 def await_slot(launch, options, slot):
     """Wait until the slot's server is healthy, and say where; LaunchError where it is not."""
     log, begin = f"its log: {launch.state_dir}/s6-log-{slot.name}/current", time.monotonic()
-    with contextlib.suppress(LaunchError):      # who is down after this has ended
+    with suppress(LaunchError):      # who is down after this has ended
         slot.tell("s6-svwait", "-u", "-t", "5000", slot.path)
     while True:
         record, state = find_running(launch), slot.state
@@ -2289,7 +2338,7 @@ def wait_forever():
     """Keep a container alive as sleep(1), or where there is none, until a signal arrives."""
     sleep = find_program("sleep", S6_FOLDERS)
     if sleep:
-        with contextlib.suppress(LaunchError):
+        with suppress(LaunchError):
             return replace_process([sleep, "infinity"])
     say("no sleep can be executed: this process waits instead")
     with Signals() as signals:
@@ -2474,6 +2523,13 @@ OPTIONS = {             # word: what it takes, the group of which one may be giv
 SHORT = {"-v": "--verbose", "-n": "--lines", "-f": "--follow", "-h": "--help"}
 
 
+class Options:
+    """What the command line says: host, port, and every word of OPTIONS in small letters."""
+
+    def __init__(self, **values):
+        vars(self).update(values)
+
+
 def name_of(word):
     return word[2:].replace("-", "_")
 
@@ -2523,8 +2579,7 @@ def inform(options):
 
 def parse_args():
     """sys.argv with every setting resolved: port (int), host (str), ...; LaunchError (2, 78)."""
-    from types import SimpleNamespace
-    options = SimpleNamespace(**read_words(sys.argv[1:]))
+    options = Options(**read_words(sys.argv[1:]))
     if options.help or options.version:
         inform(options)
     try:
@@ -2552,9 +2607,8 @@ def parse_args():
 def main():
     """Run the command; returns its exit code, raises LaunchError for the operator."""
     global APP
-    from types import SimpleNamespace
     known = dict.fromkeys(["launch", *map(name_of, OPTIONS)])      # a replaced parse_args may not
-    options = SimpleNamespace(**dict(known, **vars(parse_args())))
+    options = Options(**dict(known, **vars(parse_args())))
     ensure_supported_platform()
     launch = options.launch or settle(read_app(), options)
     APP = launch.app
@@ -2588,6 +2642,7 @@ def run():
         except OSError:     # closed: a socket of the server's must not land there
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.executable = sys.executable or os.path.realpath("/proc/self/exe")   # no PATH
+    gc.disable()        # so short a life leaves nothing worth a search
     try:
         return main()
     except LaunchError as error:
