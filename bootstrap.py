@@ -480,7 +480,7 @@ def settle(app, options):
         code = Exit.USAGE if origin == "command line" else Exit.CONFIG
         raise LaunchError(code, f"{app.env('PORT')} is {value!r} ({origin}), it {error}",
                           "correct or remove it", notes)
-    settings["STATE_DIR"] = settings["STATE_DIR"].replace(
+    settings["STATE_DIR"] = settings["STATE_DIR"]._replace(
         value=state_folder(settings["STATE_DIR"].value, app, dict(os.environ, **additions)))
     return Launch(app, settings, additions, notes)
 
@@ -1358,18 +1358,19 @@ class Record(dict):
     @classmethod
     def read(cls, launch):
         """The Record on disk, or None where there is none that can be read."""
-        text = read_text(launch.path("record"))
-        rows = dict(line.partition("=")[::2] for line in text.split("\n"))
+        def unescaped(text):
+            return text.encode().decode("unicode_escape") if "\\" in text else text
+        lines = read_text(launch.path("record")).split("\n")
+        rows = dict(line.partition("=")[::2] for line in lines)
         try:
-            return text and cls((key, kind(rows[key].encode().decode("unicode_escape")))
-                                for key, kind in cls.KEYS.items()) or None
+            return cls((key, kind(unescaped(rows[key]))) for key, kind in cls.KEYS.items())
         except (KeyError, ValueError):
             return None
 
     def write(self, launch):
-        """Write NAME=VALUE lines: they need no json, which takes longer to import than to ask."""
-        rows = (f"{name}={str(self[name]).encode('unicode_escape').decode()}\n" for name in self)
-        write_file(launch.path("record"), "".join(rows))
+        """Write lines of NAME=VALUE, to read which needs no import, as json would."""
+        write_file(launch.path("record"), "".join(
+            "%s=%s\n" % (name, ascii(str(value))[1:-1]) for name, value in self.items()))
 
     def is_of(self, process):
         """Whether a Process is the recorded one."""

@@ -168,11 +168,10 @@ class Settings:
     """What the environment (a mapping of str) says, and the state on disk; raises SystemExit 78."""
 
     def __init__(self, environ):
-        def get(name, default=""):
-            return environ.get(PREFIX + name, "").strip() or default
+        def get(name, default="", prefix=PREFIX):
+            return environ.get(prefix + name, "").strip() or default
         self.host, port = get("HOST", "127.0.0.1"), get("PORT", "8787")
-        home = os.path.expanduser(environ.get("HERMES_HOME", "").strip() or "~/.hermes")
-        self.home = os.path.abspath(home)
+        self.home = os.path.abspath(os.path.expanduser(get("HERMES_HOME", "~/.hermes", "")))
         self.state_dir = os.path.expanduser(get("STATE_DIR", self.home + "/webui"))
         self.hosts = {host_name(host) for host in get("ALLOWED_HOSTS").split(",") if host.strip()}
         self.hosts |= {"localhost", "127.0.0.1", "::1", self.host.lower()}
@@ -205,10 +204,11 @@ class Settings:
 
     def tracked_by(self):
         """Who watches this process, str: as the launcher's record says, else its parent's name."""
-        with contextlib.suppress(OSError):
-            known = read_json("%s/bootstrap-%d.record" % (self.state_dir, self.port), dict)
-            if known.get("pid") == os.getpid():
-                return str(known.get("supervisor") or "nobody")[:MAX_TEXT]
+        record = "%s/bootstrap-%d.record" % (self.state_dir, self.port)
+        with contextlib.suppress(OSError), open(record, errors="replace") as file:
+            known = dict(line.partition("=")[::2] for line in file.read(MAX_FILE).split("\n"))
+            if known.get("pid") == str(os.getpid()):
+                return known.get("supervisor", "")[:MAX_TEXT] or "nobody"
         with contextlib.suppress(OSError), open("/proc/%d/comm" % os.getppid(), "rb") as file:
             return file.read().decode("utf-8", "replace").strip() + " (parent)"
         return "not known"

@@ -255,13 +255,13 @@ def test_a_stranger_who_got_the_pid_of_ours_is_not_ours(moody):
     die(pid)
     other = moody.foreign(servers.foreign_http(OK_ANSWER))
     record = moody.file("record")
-    record.write_text(json.dumps(dict(json.loads(record.read_text()), pid=other.pid)))
+    record.write_text(record.read_text().replace("pid=%d\n" % pid, "pid=%d\n" % other.pid))
     assert is_absent(moody.run("--check"))
 
 
 def test_a_record_that_cannot_be_read_is_no_obstacle(moody):
     stands(moody)
-    for text in ("", "[]", "{}", "null", '{"pid": "1"}'):
+    for text in ("", "=", "pid=1", "pid=\\x", "{}"):
         moody.file("record").write_text(text)
         assert is_well(moody.run("--check"))
 

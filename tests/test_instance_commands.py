@@ -58,6 +58,19 @@ def test_status_of_a_healthy_instance_is_0_and_has_nothing_to_advise(app, start)
     assert text.code == 0 and str(app.pid()) in text.out and app.url in text.out
 
 
+@pytest.mark.parametrize("name", ["a=b", "a\\nb", "a\nb", "\u00fc'\"", os.fsdecode(b"\xff")],
+                         ids=ascii)
+def test_an_instance_is_found_again_in_a_folder_of_any_name(app, name):
+    folder = str(app.folder / name)
+    app.run("--detach", env={"HERMES_WEBUI_STATE_DIR": folder})
+    status = app.status(env={"HERMES_WEBUI_STATE_DIR": folder})
+    assert (status["pid"], status["state"]) == (app.pid(), "running")
+    assert status["log"] == os.path.join(folder, "bootstrap-%d.log" % app.port)
+    assert app.run("--stop", env={"HERMES_WEBUI_STATE_DIR": folder}).code == 0
+    assert app.is_gone() and os.listdir(folder) and not [
+        name for name in os.listdir(folder) if name.endswith(".record")]
+
+
 def test_status_says_whose_child_the_instance_is(app):
     process = foreground(app)
     assert str(os.getpid()) in str(app.status())

@@ -81,8 +81,8 @@ def test_it_lists_the_latest_sessions_and_what_they_do(start, browse):
 def test_it_tells_who_tracks_the_server(start, browse):
     server = start()
     server.state.mkdir()
-    (server.state / ("bootstrap-%d.record" % server.port)).write_text(json.dumps(
-        {"pid": server.process.pid, "supervisor": "systemd"}))
+    (server.state / ("bootstrap-%d.record" % server.port)).write_text(
+        "pid=%d\nsupervisor=systemd\n" % server.process.pid)
     browser = browse(server)
     until(lambda: browser.text("tracked") == "systemd")
 

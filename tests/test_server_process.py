@@ -1,6 +1,5 @@
 """server.py as a process: signals, streams, and what it tells a supervisor."""
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -140,9 +139,9 @@ def test_the_launchers_record_tells_who_watches_it_unless_it_is_anothers(start):
     parent = stream.status()["tracked_by"]
     server.state.mkdir()
     for pid, supervisor, told in [(server.process.pid, "systemd", "systemd"), (1, "runit", parent),
-                                  (server.process.pid, "", "nobody"), ("{", None, parent)]:
+                                  (server.process.pid, "", "nobody"), ("", "s6", parent)]:
         fresh = record.with_suffix(".new")
-        fresh.write_text("{" if pid == "{" else json.dumps({"pid": pid, "supervisor": supervisor}))
+        fresh.write_text("pid=%s\nsupervisor=%s\n" % (pid, supervisor))
         fresh.replace(record)
         until(lambda: Events(server).status()["tracked_by"] == told)
 
