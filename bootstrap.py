@@ -562,7 +562,7 @@ def read_ancestors(pid):
 def read_process(pid):
     """The Process with this pid, or None where there is none to be seen (proc(5))."""
     try:
-        with open("/proc/%d/stat" % pid, "rb") as file:
+        with open("/proc/%d/stat" % pid, "rb", buffering=0) as file:
             before, _, after = file.read().rpartition(b")")
     except OSError:
         return None
@@ -574,7 +574,7 @@ def read_process(pid):
 
 def read_arguments(pid):
     """Arguments (list of str) of a process; [""] for a zombie, a kernel thread, a stranger."""
-    with suppress(OSError), open("/proc/%d/cmdline" % pid, "rb") as file:
+    with suppress(OSError), open("/proc/%d/cmdline" % pid, "rb", buffering=0) as file:
         return file.read(65536).decode("utf-8", "replace").rstrip("\0").split("\0")
     return [""]
 
@@ -846,7 +846,8 @@ def ensure_python_has_webui_deps(python):
         return make_environment(python, arguments)
     stamp = os.path.join(state_folder(setting_now("STATE_DIR"), APP, os.environ), "python.stamp")
     packages = (set(os.listdir(folder)) - {"__pycache__"} for folder in site_folders(python))
-    state = "\n".join([made_from(python, python, arguments), *map(repr, map(sorted, packages))])
+    made = made_from(os.path.realpath(python), python, arguments)
+    state = "\n".join([made, *map(repr, map(sorted, packages))])
     if read_text(stamp) == state:
         return python
     lacking = ask_installer(python, arguments)
@@ -885,22 +886,31 @@ def install_arguments():
 def made_from(python, place, arguments):
     """All that decides what is installed (str): interpreter, place, arguments, and each file that
     they name with -r, -c or -e. What is asked for there is the installer's to know."""
-    texts, seen, words = [os.path.realpath(python), place], set(), "\n" + "\n".join(arguments)
+    texts, seen, words = [python, place], set(), "\n" + "\n".join(arguments)
     for flag in FILE_FLAGS:
         words = words.replace("\n%s\n" % flag, "\n%s " % flag)
     todo = [(words, REPO_ROOT)]
     while todo:
         text, folder = todo.pop()
         texts.append(text)
-        for line in (line for line in text.split("\n") if line[:1] in ("-", ".", "/")):
-            flag = next(filter(line.startswith, FILE_FLAGS), "")
-            name = line[len(flag):].partition(" #")[0].partition("[")[0].strip(" =\t")
-            path = os.path.normpath(os.path.join(folder, name))
-            for file in [path] + [os.path.join(path, project) for project in PROJECT_FILES]:
-                if os.path.isfile(file) and file not in seen:
-                    seen.add(file)
-                    todo.append((read_text(file), os.path.dirname(file)))
+        for path in named_paths(text, folder):
+            files = [path] if os.path.isfile(path) else filter(os.path.isfile, (
+                os.path.join(path, project) for project in PROJECT_FILES))
+            for file in files:
+                todo += [] if file in seen else [(read_text(file), os.path.dirname(file))]
+                seen.add(file)
     return "\n".join(texts).encode("utf-8", "replace").decode()
+
+
+def named_paths(text, folder):
+    """The paths (str) that lines of a requirements file name; most lines are never looked at."""
+    for mark in "-./":
+        for piece in ("\n" + text).split("\n" + mark)[1:]:
+            line = mark + piece.partition("\n")[0]
+            flag = next(filter(line.startswith, FILE_FLAGS), "")
+            if flag or mark != "-":
+                name = line[len(flag):].partition(" #")[0].partition("[")[0].strip(" =\t")
+                yield os.path.normpath(os.path.join(folder, name))
 
 
 def ask_installer(python, arguments):
@@ -945,10 +955,11 @@ def make_environment(base, arguments):
 
 def why_unready(wanted):
     """Why .venv is not what its stamp has to say (str), "" where it is."""
-    kept = read_text(VENV_STAMP)
-    is_there = is_program(VENV_PYTHON)
+    kept, is_there = read_text(VENV_STAMP), is_program(VENV_PYTHON)
+    if kept == wanted and is_there:
+        return ""
     was, now = kept.split("\n"), wanted.split("\n")
-    return "" if kept == wanted and is_there else next(why for holds, why in (
+    return next(why for holds, why in (
         (not os.path.lexists(VENV), "there is none yet"),
         (not kept, "it was never completed"),
         (was[1:2] != now[1:2], "it was moved here"),
@@ -1032,7 +1043,7 @@ def check_executable(path):
 
 def why_not_executable(path):
     """Why a path cannot be executed (str), "" where nothing is to be seen against it."""
-    return next((why for holds, why in (
+    return "" if is_program(path) else next((why for holds, why in (
         (not os.path.lexists(path), "there is no such file"),
         (not os.path.exists(path), "it is a link to %s, which is missing" % os.path.realpath(path)),
         (os.path.isdir(path), "it is a folder"),
@@ -1128,9 +1139,9 @@ def printable(text):
 
 
 def read_text(path, limit=-1):
-    """Content of a text file (its first limit characters), "" where it cannot be read."""
-    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-        return file.read(limit)
+    """Content of a text file (its first limit bytes), "" where it cannot be read."""
+    with suppress(OSError), open(path, "rb", buffering=0) as file:
+        return file.read(limit).decode("utf-8", "replace").replace("\r\n", "\n")
     return ""
 
 
