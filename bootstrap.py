@@ -1654,7 +1654,7 @@ class Signals:
     """
 
     def __enter__(self):
-        import signal
+        import _signal as signal
         self.signal, self.caught, self.before, self.ends = signal, [], {}, os.pipe()
         for end in self.ends:
             os.set_blocking(end, False)
@@ -1666,7 +1666,7 @@ class Signals:
         return self
 
     def note(self, number, _):
-        self.caught += [self.signal.Signals(number)] if number != self.signal.SIGCHLD else []
+        self.caught += [number] if number != self.signal.SIGCHLD else []
 
     def wait(self, duration):
         """Sleep for duration (seconds), or until a signal arrives."""
@@ -1677,8 +1677,8 @@ class Signals:
     def check(self):
         """Raise LaunchError (128+n) if a signal asked for the end."""
         if self.caught:
-            raise LaunchError(Exit.SIGNALLED + self.caught[0],
-                              f"interrupted by {self.caught[0].name}", "nothing was left running")
+            raise LaunchError(Exit.SIGNALLED + self.caught[0], "interrupted by " + signal_name(
+                self.caught[0]), "nothing was left running")
 
     def __exit__(self, *_):
         for number, handler in self.before.items():
@@ -1687,6 +1687,11 @@ class Signals:
             self.signal.set_wakeup_fd(self.wakeup)
         for end in self.ends:
             os.close(end)
+
+
+def signal_name(number):
+    import signal
+    return signal.Signals(number).name
 
 
 def progress_line(record):
@@ -1804,7 +1809,6 @@ def replace_process(command):
 
 def detach(launch, command, folder, options):
     """Spawn the server in a session of its own, and say ready only once it is."""
-    import subprocess
     log, from_byte = open_log(launch)
     token = os.urandom(8).hex()
     environ = {name: value for name, value in os.environ.items()
@@ -1813,8 +1817,7 @@ def detach(launch, command, folder, options):
     health = None
     with Signals() as signals:
         try:
-            child = subprocess.Popen(command, cwd=folder, env=environ, stdin=subprocess.DEVNULL,
-                                     stdout=log, stderr=log, start_new_session=True)
+            child = spawn(command, folder, environ, log)
         except OSError as error:
             raise not_executable(command[0], error.strerror)
         finally:
@@ -1830,6 +1833,42 @@ def detach(launch, command, folder, options):
     if failure:
         raise failure
     return report(launch, options, record, "ready")
+
+
+def spawn(command, folder, environ, log):
+    """The server as a child that leads a session; OSError where it cannot be executed.
+
+    By Popen where it is loaded already: its import takes longer than Python needs to start.
+    """
+    if HAS_PROC and "subprocess" not in sys.modules:
+        with suppress(AttributeError, NotImplementedError):     # PyPy, glibc before 2.26
+            return Child(command, folder, environ, log)
+    import subprocess
+    return subprocess.Popen(command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=log,
+                            stderr=log, start_new_session=True)
+
+
+class Child:
+    """What a start needs of subprocess.Popen: pid and poll(); see posix_spawn(3)."""
+
+    def __init__(self, command, folder, environ, log):
+        import _signal as signal
+        os.chdir(folder)
+        for number in map(int, os.listdir("/proc/self/fd")):
+            with suppress(OSError):     # the list's own is closed
+                os.set_inheritable(number, number < 3)
+        self.code, self.pid = None, os.posix_spawn(
+            command[0], command, environ, setsid=True, setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
+            file_actions=((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                          (os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)))
+
+    def poll(self):
+        """Its exit code, as Popen has it, or None while it lives."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            ended = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+            self.code = ended if pid else None
+        return self.code
 
 
 def open_log(launch):
@@ -1863,10 +1902,7 @@ def end_of(child):
     if code is None or code == 0 and any(
             process.sid == child.pid for process in process_table().values()):
         return ""
-    if code >= 0:
-        return "exit status %d" % code
-    import signal
-    return "killed by %s" % signal.Signals(-code).name
+    return "exit status %d" % code if code >= 0 else "killed by " + signal_name(-code)
 
 
 def abandon(launch, record, child, health):

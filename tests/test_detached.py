@@ -11,10 +11,20 @@ import time
 import pytest
 
 import servers
-from harness import get, has_ipv6, is_alive, until
+from harness import PYTHON, get, has_ipv6, is_alive, refused, until
 
 MARKERS = {"INVOCATION_ID": "e5b0a3b9", "JOURNAL_STREAM": "9:34565", "NOTIFY_SOCKET": "/run/notify",
            "XPC_SERVICE_NAME": "com.example.hermes-webui", "SUPERVISOR_ENABLED": "1"}
+# The launcher spawns by itself; where a program has loaded subprocess, by its Popen.
+IMPORTED = """
+import subprocess, sys
+sys.path.insert(0, {!r})
+import bootstrap
+sys.exit(bootstrap.run())
+"""
+SPAWNS = pytest.mark.parametrize("by", [
+    pytest.param(lambda app: None, id="posix_spawn"),
+    pytest.param(lambda app: (PYTHON, "-c", IMPORTED.format(str(app.repo))), id="Popen")])
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1")
 
 
@@ -87,9 +97,10 @@ def test_kill_9_on_the_server_and_a_new_start_at_once(app):
     assert list(app.processes()) == [app.pid()]
 
 
-def test_the_server_stands_alone(app):
+@SPAWNS
+def test_the_server_stands_alone(app, by):
     """Its own session, nothing on stdin, its output in the log, whatever the launcher has."""
-    app.start(stdin=subprocess.PIPE)
+    app.start(stdin=subprocess.PIPE, by=by(app))
     server = app.started()
     assert server["sid"] == server["pgid"] == server["pid"]
     assert server["fds"]["0"] == "/dev/null"
@@ -98,9 +109,39 @@ def test_the_server_stands_alone(app):
     assert server["cwd"] == str(app.repo)
 
 
-def test_extra_file_descriptors_are_not_passed_on(app):
+@SPAWNS
+def test_no_signal_is_ignored_or_blocked_in_the_server(app, by):
+    """Python ignores SIGPIPE and SIGXFSZ for itself, and what is ignored stays so across exec."""
+    app.configure(command="""sh -c 'grep Sig /proc/self/status >"$0"; exec "$1" "$2"' """
+                          "{root}/signals {python} {root}/server.py")
+    app.start(by=by(app))
+    rows = dict(line.split() for line in (app.repo / "signals").read_text().splitlines())
+    own = 0b11 << 31    # 32 and 33, which the C library keeps for its threads
+    assert int(rows["SigIgn:"], 16) & ~own == int(rows["SigBlk:"], 16) == 0
+
+
+@SPAWNS
+@pytest.mark.parametrize("last, told", [
+    ("sys.exit(3)", "exit status 3"), ("os.kill(os.getpid(), 15)", "SIGTERM")])
+def test_the_end_of_a_server_is_told_as_it_was(app, by, last, told):
+    app.serve(servers.small(last))
+    refused(app.run(by=by(app)), 1, told)
+    assert app.is_gone()
+
+
+@SPAWNS
+@pytest.mark.parametrize("first, code", [("#!/no/such/program\n", 126), ("", 126)])
+def test_what_cannot_be_executed_is_said_of_the_program(app, by, first, code):
+    program = app.write("serve", first + "\0")
+    program.chmod(0o755)
+    app.configure(command="{root}/serve")
+    refused(app.run(by=by(app)), code, program, "not executable")
+
+
+@SPAWNS
+def test_extra_file_descriptors_are_not_passed_on(app, by):
     reading, writing = os.pipe()
-    app.start(pass_fds=(writing,))
+    app.start(pass_fds=(writing,), by=by(app))
     os.close(writing)
     os.set_blocking(reading, False)
     assert os.read(reading, 1) == b"", "the end of the pipe, as nobody holds its other side"

@@ -10,11 +10,10 @@ ISOLATED = (PYTHON, "-I", "-S", "-X", "importtime")
 
 # The modules that bootstrap.py itself asks for. What these import in turn differs between Pythons
 # and is found by importing them; a module that no longer is asked for has to leave its list.
-ALWAYS = {"os", "time", "errno", "gc", "itertools"}
+ALWAYS = {"os", "time", "errno", "gc", "itertools", "_socket"}
 MODES = {
-    "foreground": ALWAYS | {"fcntl", "_socket", "_signal"},
-    "detached": ALWAYS | {"fcntl", "_socket", "signal", "subprocess", "urllib.parse", "socket", "json"},
-    "status": ALWAYS | {"socket", "urllib.parse"}}
+    "foreground": ALWAYS | {"fcntl", "_signal"}, "status": ALWAYS,
+    "detached": ALWAYS | {"fcntl", "_signal", "select", "json"}}
 # What the codecs and subprocess import in their functions, on some Pythons.
 LAZY = {"locale", "warnings"}
 WITH_DOTENV = {"re"}

@@ -15,7 +15,8 @@ from bench import cases, costs, page, plot, readiness, starts, targets, trace, v
 
 MEASUREMENTS = {
     "starts": starts.measure_starts, "reference": starts.measure_reference,
-    "lag": readiness.measure_lag, "failures": readiness.measure_failures,
+    "lag": readiness.measure_lag, "wakes": readiness.measure_wakes,
+    "failures": readiness.measure_failures,
     "verdicts": verdicts.measure_verdicts, "pythons": starts.measure_pythons,
     "dotenv": costs.measure_dotenv, "logs": costs.measure_logs, "check": costs.measure_check,
     "timeline": trace.measure_timeline, "crowd": starts.measure_crowd,

@@ -187,7 +187,8 @@ LAUNCHER = (
     Way(DETACHED, ["bash"], launcher(), None, True, False))
 FLOOR = (
     Way("no features --foreground", ["bash"], floor("--foreground"), None, False, False),
-    Way("no features", ["bash"], floor(), None, True, False))
+    Way("no features", ["bash"], floor(), None, True, False),
+    Way("no features, by subprocess", ["bash"], floor("--popen"), None, True, False))
 BARE = Way("python3 server.py", [], bare, None, False, False)
 PEERS = (
     Way("nohup ... &", ["nohup"], shell(NOHUP), None, True, False),

@@ -1,4 +1,8 @@
-"""The least a launcher can do: become tiny.py, or start it and wait until it says ok."""
+"""The least a launcher can do: become tiny.py, or start it and wait until it says ok.
+
+With --popen it starts it by subprocess.Popen, as a launcher does that closes descriptors, restores
+signals and tells on every system why a program cannot be executed.
+"""
 import os
 import sys
 
@@ -8,7 +12,11 @@ if "--foreground" in sys.argv:
 import _socket  # noqa: E402 (the foreground does without)
 import time  # noqa: E402
 
-child = os.posix_spawn(command[0], command, os.environ, setsid=True)
+if "--popen" in sys.argv:
+    import subprocess
+    child = subprocess.Popen(command, start_new_session=True).pid
+else:
+    child = os.posix_spawn(command[0], command, os.environ, setsid=True)
 while os.waitpid(child, os.WNOHANG) == (0, 0):
     stream = _socket.socket()
     try:

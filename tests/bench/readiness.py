@@ -51,6 +51,35 @@ def measure_lag(lab, quick):
         rows, figures)
 
 
+WAKES = """
+import _socket, sys, time
+begin, elapsed = time.monotonic(), 0.0
+while elapsed < float(sys.argv[1]):
+    time.sleep(max(0.001, elapsed * 0.02))
+    if "ask" in sys.argv:
+        stream = _socket.socket()
+        stream.connect_ex(("127.0.0.1", 9))
+        stream.close()
+    elapsed = time.monotonic() - begin
+"""
+
+
+def measure_wakes(lab, quick):
+    """CPU that no wait of 3 s can go below that looks up every millisecond, later every 2 %."""
+    case, figures = lab.case(), {}
+    kinds = {"only to look up": [], "and to be refused a connection": ["ask"]}
+    for name, words in dict({"": []}, **kinds).items():
+        cpus = []
+        for _ in range(2 if quick else 5):
+            running = case.launch([lab.python, "-I", "-S", "-c", WAKES, 3 if name else 0, *words])
+            running.await_return()
+            cpus.append(running.cpu)
+        figures[name] = median(cpus)
+    figures = {name: figures[name] - figures[""] for name in kinds}
+    return Table("wakes", "CPU of a wait of 3 s, at the least", ["", "CPU"], [
+        [name, ms(cpu)] for name, cpu in figures.items()], figures)
+
+
 def measure_failures(lab, quick):
     """From the server's death, and from the start on a taken port, to the launcher's return."""
     case, rounds = lab.case(), 10 if quick else 40
