@@ -24,6 +24,9 @@ if sys.version_info < (3, 8):
     sys.exit("bootstrap: Python 3.8 or newer is needed, this is %d.%d (%s)"
              % (sys.version_info[0], sys.version_info[1], sys.executable))
 
+# Every other module is imported where it is used. Of argparse, collections, configparser, contextlib,
+# enum, json, socket, subprocess and urllib a start needs little, and to import each takes from a
+# fifth of Python's own start to more than the whole: that little is written out below.
 import errno
 import gc
 import itertools
@@ -103,10 +106,7 @@ SUPERVISORS = {                 # supervisor: its command for a service, its ver
 
 
 class Exit:
-    """Exit codes: sysexits(3), the shell's 126, 127 and 128+n, and the LSB's 3 for --status.
-
-    Plain numbers, because enum takes a fifth as long to import as Python takes to start.
-    """
+    """Exit codes: sysexits(3), the shell's 126, 127 and 128+n, and the LSB's 3 for --status."""
 
     OK, FAILED, USAGE, NOT_RUNNING = 0, 1, 2, 3
     TAKEN, CANNOT_CREATE, IO_ERROR, NOT_HEALTHY, CONFIG = 69, 73, 74, 75, 78
@@ -122,7 +122,7 @@ class LaunchError(RuntimeError):
 
 
 class suppress:
-    """As suppress, without the import."""
+    """As contextlib.suppress."""
 
     def __init__(self, *kinds):
         self.kinds = kinds
@@ -138,7 +138,7 @@ class suppress:
 
 
 class Row(tuple):
-    """A tuple with names, as collections.namedtuple makes it: its import takes too long here."""
+    """A tuple with names, as collections.namedtuple makes it."""
 
     _fields = ()
 
@@ -322,8 +322,7 @@ def read_config(source):
 def read_section(text, wanted):
     """Values (dict of str) of one section of an INI file, None where it has none; ValueError.
 
-    The common ground of INI dialects, as configparser without interpolation reads it: that takes
-    half as long to import as Python takes to start.
+    As configparser reads it without interpolation, but with every value on its own line.
     """
     sections, name = {}, None
     for number, line in enumerate(map(str.strip, text.split("\n")), 1):
@@ -1305,7 +1304,7 @@ def check_port(launch):
     """The LaunchError (69 or 78) that stands against listening on host and port, or None."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()):    # nothing to bind, sd_listen_fds(3)
         return None
-    import _socket as socket    # what socket adds to it costs more than a start has to spare
+    import _socket as socket
     try:
         found = socket.getaddrinfo(plain(launch.host), launch.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -1513,10 +1512,7 @@ def wait_for_health(url, timeout=60.0, tcp=False, strict=True, ended=None, owns=
 
 
 def split_url(url):
-    """(scheme, host, port, path) of an http(s) URL (RFC 3986); ValueError for any other.
-
-    By hand, because urllib.parse takes half as long to import as Python takes to start.
-    """
+    """(scheme, host, port, path) of an http(s) URL (RFC 3986); ValueError for any other."""
     scheme, _, rest = str(url).partition("#")[0].partition("://")
     scheme = scheme.lower()
     cut = min((rest.find(mark) for mark in "/?" if mark in rest), default=len(rest))
@@ -1577,8 +1573,7 @@ def http_get(address, deadline):
     """One GET (RFC 9112) without proxies or redirects: (status, body, whether it is whole).
 
     Reads ANSWER_LIMIT bytes at most, until deadline, however slowly they drip: urllib bounds a
-    single read only, and its import takes longer than most servers need to start. Raises OSError
-    where nothing answers, ValueError for an answer that is not HTTP.
+    single read only. OSError where nothing answers, ValueError for an answer that is not HTTP.
     """
     from _socket import timeout
     scheme, host, port, path = address
@@ -1607,10 +1602,7 @@ def http_get(address, deadline):
 
 
 def connect(scheme, host, port, patience):
-    """A socket to the first address of a host that accepts, by TLS for https; OSError.
-
-    By _socket, because socket with its selectors and enums takes longer to import than to answer.
-    """
+    """A socket to the first address of a host that accepts, by TLS for https; OSError."""
     import _socket
     failure = OSError("the host has no address")
     for kind, _, _, _, address in _socket.getaddrinfo(plain(host), port, type=_socket.SOCK_STREAM):
@@ -1792,7 +1784,7 @@ def become(launch, command, folder, tracking, keep):
 def replace_process(command):
     """Become another program; returns only where a test replaces os.execv. LaunchError (126)."""
     # What Python ignores would stay ignored, see execve(2). Only the main thread may change it.
-    import _signal as signal    # signal only adds names to it
+    import _signal as signal    # signal adds names to it
     before = {}
     try:
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
@@ -1838,7 +1830,7 @@ def detach(launch, command, folder, options):
 def spawn(command, folder, environ, log):
     """The server as a child that leads a session; OSError where it cannot be executed.
 
-    By Popen where it is loaded already: its import takes longer than Python needs to start.
+    By Popen where a program that imports this module has loaded it, and may have its own ideas.
     """
     if HAS_PROC and "subprocess" not in sys.modules:
         with suppress(AttributeError, NotImplementedError):     # PyPy, glibc before 2.26
@@ -2616,10 +2608,7 @@ def usage_error(problem):
 
 
 def read_words(words):
-    """What the command line says (dict), None or False for what it does not; LaunchError (2).
-
-    By hand, because argparse takes half as long to import as Python takes to start.
-    """
+    """What the command line says (dict), None or False for what it does not; LaunchError (2)."""
     values = {name_of(word): None if takes else False for word, (takes, _, _) in OPTIONS.items()}
     groups = {}
     port, words = None, list(words)
