@@ -24,9 +24,9 @@ if sys.version_info < (3, 8):
     sys.exit("bootstrap: Python 3.8 or newer is needed, this is %d.%d (%s)"
              % (sys.version_info[0], sys.version_info[1], sys.executable))
 
-# Every other module is imported where it is used. Of argparse, collections, configparser, contextlib,
-# enum, json, socket, subprocess and urllib a start needs little, and to import each takes from a
-# fifth of Python's own start to more than the whole: that little is written out below.
+# Every other module is imported where it is used. Of argparse, collections, configparser,
+# contextlib, enum, json, socket, subprocess and urllib a start needs little, and to import one
+# takes from a fifth of Python's own start to more than the whole: that little is written out below.
 import errno
 import gc
 import itertools

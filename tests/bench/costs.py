@@ -3,6 +3,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import zipfile
 
 from bench import cases
@@ -149,20 +150,24 @@ def first_start(lab, case, command, warm):
 
 
 def measure_first(lab, quick):
-    """A first start with three small packages; cold caches are empty folders of the case."""
-    figures, rows = {}, []
+    """A first start with three small packages; cold caches are empty folders of the case.
+
+    The Python that each begins with has pip, and no package.
+    """
+    figures, rows, python = {}, [], os.path.join(lab.folder, "base", "bin", "python3")
+    subprocess.run([lab.python, "-m", "venv", os.path.join(lab.folder, "base")], check=True)
     for name, uses_uv, command in (
             ("venv, pip upgrade, pip install", False, None), ("start.sh with pip", False, launcher),
             ("start.sh with uv", True, launcher)):
         if uses_uv and not lab.find("uv"):
             rows.append([name, "uv is not installed", ""])
             continue
-        case = lab.case(**package_settings())
+        case = lab.case(python, **package_settings())
         case.env.update(PIP_CACHE_DIR=case.path("home-cache", "pip"),
                         UV_CACHE_DIR=case.path("home-cache", "uv"))
         if uses_uv:
             prefer(lab, case, "uv")
-        words = command(case) if command else ["sh", "-c", BY_HAND.format(python=lab.python)]
+        words = command(case) if command else ["sh", "-c", BY_HAND.format(python=python)]
         cold = first_start(lab, case, words, False)
         warm = median(first_start(lab, case, words, True) for _ in range(3))
         figures[name] = {"cold": cold, "warm": warm}
