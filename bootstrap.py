@@ -147,10 +147,13 @@ class Row(tuple):
             setattr(cls, name, property(lambda self, number=number: self[number]))
 
     def __new__(cls, *values, **named):
-        row = super().__new__(cls, values + tuple(map(named.pop, cls._fields[len(values):])))
-        if named or len(row) != len(cls._fields):
+        missing = cls._fields[len(values):]
+        if len(values) > len(cls._fields) or set(missing) != set(named):
             raise TypeError("%s has the fields %s" % (cls.__name__, ", ".join(cls._fields)))
-        return row
+        return super().__new__(cls, values + tuple(map(named.get, missing)))
+
+    def __getnewargs__(self):
+        return tuple(self)
 
     def _replace(self, **changes):
         return type(self)(**dict(zip(self._fields, self), **changes))
@@ -340,7 +343,8 @@ def read_section(text, wanted):
             raise ValueError(f"line {number} is not KEY = VALUE in a section")
         else:
             sections[name][key] = line[cut + 1:].strip()
-    return sections.get(wanted)
+    rows = sections.get(wanted)
+    return rows if rows is None else dict(sections.get("DEFAULT", {}), **rows)
 
 
 def checked(text, convert, is_good, wanted):
@@ -1140,7 +1144,8 @@ def printable(text):
 def read_text(path, limit=-1):
     """Content of a text file (its first limit bytes), "" where it cannot be read."""
     with suppress(OSError), open(path, "rb", buffering=0) as file:
-        return file.read(limit).decode("utf-8", "replace").replace("\r\n", "\n")
+        text = file.read(limit).decode("utf-8", "replace")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     return ""
 
 
@@ -1514,21 +1519,23 @@ def wait_for_health(url, timeout=60.0, tcp=False, strict=True, ended=None, owns=
 def split_url(url):
     """(scheme, host, port, path) of an http(s) URL (RFC 3986); ValueError for any other."""
     scheme, _, rest = str(url).partition("#")[0].partition("://")
-    scheme = scheme.lower()
     cut = min((rest.find(mark) for mark in "/?" if mark in rest), default=len(rest))
     host, colon, port = rest[:cut].rpartition("@")[2].rpartition(":")
     if not colon or "]" in port:
         host, port = host + colon + port, ""
-    default = {"http": "80", "https": "443"}.get(scheme)
-    if not default or not host.strip("[]"):
+    name = host[1:-1] if host[:1] + host[-1:] == "[]" else host
+    port = port or {"http": "80", "https": "443"}.get(scheme.lower(), "")
+    if not (scheme.lower() in ("http", "https") and rest.isprintable() and " " not in rest and
+            port.isascii() and port.isdigit() and 0 < int(port) < 65536 and
+            name and not set(name) & set("[]") and (name != host or ":" not in name)):
         raise ValueError("not an http(s) URL: %r" % (url,))
     path = rest[cut:] if rest[cut:cut + 1] == "/" else "/" + rest[cut:]
-    return scheme, host.strip("[]"), checked(port or default, *NUMBER), path
+    return scheme.lower(), name, int(port), path
 
 
 def accepts(address, patience):
     with suppress(OSError):
-        connect("tcp", *address, patience).close()
+        connect("tcp", *address, time.monotonic() + patience).close()
         return True
     return False
 
@@ -1580,7 +1587,7 @@ def http_get(address, deadline):
     request = "GET %s HTTP/1.0\r\nHost: %s:%d\r\nConnection: close\r\n\r\n" % (
         path, "[%s]" % host if ":" in host else host, port)
     answer = b""
-    stream = connect(scheme, host, port, deadline - time.monotonic())
+    stream = connect(scheme, host, port, deadline)
     try:
         stream.settimeout(SLICE)
         stream.sendall(request.encode("ascii"))
@@ -1601,30 +1608,34 @@ def http_get(address, deadline):
     return int(words[1]), body, len(answer) < ANSWER_LIMIT and not missing_bytes(answer)
 
 
-def connect(scheme, host, port, patience):
+def connect(scheme, host, port, deadline):
     """A socket to the first address of a host that accepts, by TLS for https; OSError."""
     import _socket
     failure = OSError("the host has no address")
     for kind, _, _, _, address in _socket.getaddrinfo(plain(host), port, type=_socket.SOCK_STREAM):
-        stream = _socket.socket(kind, _socket.SOCK_STREAM)
+        stream = None
         try:
-            stream.settimeout(patience)
+            stream = _socket.socket(kind, _socket.SOCK_STREAM)
+            stream.settimeout(max(deadline - time.monotonic(), 0.001))
             stream.connect(address)
-            return encrypted(stream, patience) if scheme == "https" else stream
+            break
         except OSError as error:
-            stream.close()
             failure = error
-    raise failure
+            if stream:
+                stream.close()
+    else:
+        raise failure
+    return encrypted(stream, deadline) if scheme == "https" else stream
 
 
-def encrypted(stream, patience):
+def encrypted(stream, deadline):
     import socket
     import ssl
     # The question is whether our own child serves; whom its certificate names is not.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     stream = socket.socket(fileno=stream.detach())
-    stream.settimeout(patience)
+    stream.settimeout(max(deadline - time.monotonic(), 0.001))
     return context.wrap_socket(stream)
 
 
@@ -1683,7 +1694,9 @@ class Signals:
 
 def signal_name(number):
     import signal
-    return signal.Signals(number).name
+    with suppress(ValueError):      # real-time signals have no names
+        return signal.Signals(number).name
+    return "signal %d" % number
 
 
 def progress_line(record):
@@ -1830,9 +1843,9 @@ def detach(launch, command, folder, options):
 def spawn(command, folder, environ, log):
     """The server as a child that leads a session; OSError where it cannot be executed.
 
-    By Popen where a program that imports this module has loaded it, and may have its own ideas.
+    By Popen where another program imports this module: its folder and descriptors are its own.
     """
-    if HAS_PROC and "subprocess" not in sys.modules:
+    if HAS_PROC and __name__ == "__main__":
         with suppress(AttributeError, NotImplementedError):     # PyPy, glibc before 2.26
             return Child(command, folder, environ, log)
     import subprocess

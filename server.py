@@ -7,8 +7,7 @@ client costs a socket and never a thread. Settings come from the environment: HE
 PREFIX, HOST, PORT, STATE_DIR, ALLOWED_HOSTS (separated by commas), TLS_CERT and TLS_KEY (both or
 none). Exit status: 0 when told to stop, 69 for an address that cannot be had, 78 for a bad setting.
 
-Whoever copies this file edits one line of it, NAME and PREFIX: under that prefix the launcher hands
-over HOST, PORT and STATE_DIR.
+Whoever copies this file edits one line, NAME and PREFIX; the launcher hands over under that prefix.
 """
 import collections, contextlib, functools, json, os, re, resource, selectors, signal, socket, stat
 import sys, threading, time, types
@@ -205,7 +204,8 @@ class Settings:
     def tracked_by(self):
         """Who watches this process, str: as the launcher's record says, else its parent's name."""
         record = "%s/bootstrap-%d.record" % (self.state_dir, self.port)
-        with contextlib.suppress(OSError), open(record, errors="replace") as file:
+        with contextlib.suppress(OSError), open(
+                record if os.path.isfile(record) else os.devnull, errors="replace") as file:
             known = dict(line.partition("=")[::2] for line in file.read(MAX_FILE).split("\n"))
             if known.get("pid") == str(os.getpid()):
                 return known.get("supervisor", "")[:MAX_TEXT] or "nobody"

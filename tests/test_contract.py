@@ -554,7 +554,10 @@ def test_nothing_is_installed_where_a_local_environment_is_forbidden(wheels, boo
 # -- health and browser ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "file:///etc/passwd", "127.0.0.1:80", "", "http://"])
+@pytest.mark.parametrize("url", [
+    "ftp://127.0.0.1/", "ftp://127.0.0.1:80/", "file:///etc/passwd", "127.0.0.1:80", "", "http://",
+    "http://:80/", "http://h:ab/", "http://h:0/", "http://h:65536/", "http://h:80:90/", "http://::1/",
+    "http://[::1/", "http://h/a b", "http://h/\r\nX: y"])
 def test_a_url_that_is_not_http_is_a_value_error(bootstrap, url):
     with pytest.raises(ValueError):
         bootstrap.wait_for_health(url)

@@ -252,6 +252,7 @@ def test_an_environment_of_pip_is_repaired_and_renewed_too(made):
 @QUICK_SITE
 @pytest.mark.parametrize("lines, name", [
     pytest.param(["greeting=={}"], "requirements.txt", id="requirements.txt"),
+    pytest.param(["# odd\r\r", "greeting=={}\r"], "requirements.txt", id="line ends of any kind"),
     *(pytest.param([line], "base.txt", id=line) for line in (
         "-r base.txt", "--requirement base.txt", "--requirement=base.txt")),
     *(pytest.param([line, "greeting"], "limits.txt", id=line) for line in (

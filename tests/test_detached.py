@@ -122,7 +122,8 @@ def test_no_signal_is_ignored_or_blocked_in_the_server(app, by):
 
 @SPAWNS
 @pytest.mark.parametrize("last, told", [
-    ("sys.exit(3)", "exit status 3"), ("os.kill(os.getpid(), 15)", "SIGTERM")])
+    ("sys.exit(3)", "exit status 3"), ("os.kill(os.getpid(), 15)", "SIGTERM"),
+    ("os.kill(os.getpid(), 40)", "signal 40")])
 def test_the_end_of_a_server_is_told_as_it_was(app, by, last, told):
     app.serve(servers.small(last))
     refused(app.run(by=by(app)), 1, told)

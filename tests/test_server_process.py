@@ -146,6 +146,13 @@ def test_the_launchers_record_tells_who_watches_it_unless_it_is_anothers(start):
         until(lambda: Events(server).status()["tracked_by"] == told)
 
 
+def test_a_pipe_in_the_place_of_the_record_holds_nobody_up(start):
+    server = start()
+    server.state.mkdir()
+    os.mkfifo(str(server.state / ("bootstrap-%d.record" % server.port)))
+    assert Events(server).status()["tracked_by"]
+
+
 def test_a_vanished_listener_is_noticed_within_a_heartbeat(start):
     server = start()
     staying, leaving = Events(server), Events(server)

@@ -321,8 +321,9 @@ def test_a_named_file_that_is_missing_is_a_configuration_error(app):
     refused(app.run("--config", app.folder / "none.cfg"), 78, "none.cfg")
 
 
-@pytest.mark.parametrize("text", ["\ufeff[bootstrap]\nport = 9001\n", "[bootstrap]\r\nport = 9001\r\n",
-                                  "# a comment\n[bootstrap]\nname = 100%\nport: 9001\n"])
+@pytest.mark.parametrize("text", [
+    "\ufeff[bootstrap]\nport = 9001\n", "[DEFAULT]\nport = 9001\n[bootstrap]\n",
+    "[bootstrap]\r\nport = 9001\r\n", "# a comment\n[bootstrap]\nname = 100%\nport: 9001\n"])
 def test_a_configuration_of_any_editor_is_read(app, text):
     app.write("bootstrap.cfg", text.encode("utf-8"))
     assert setting(app, "PORT") == (9001, "bootstrap.cfg")
