@@ -82,8 +82,7 @@ SUPERVISOR_VARIABLES = frozenset(
     " pm_id pm_pid_path".split())
 SHELLS = frozenset("sh bash dash ash zsh ksh mksh fish busybox".split())
 WRAPPERS = frozenset("runuser su sudo doas timeout flock".split())
-CONTAINER_INITS = frozenset(
-    "tini dumb-init docker-init catatonit podman-init s6-svscan".split())
+CONTAINER_INITS = frozenset("tini dumb-init docker-init catatonit podman-init s6-svscan".split())
 PARENTS = {                     # name of the parent process: the supervisor that it belongs to
     "runsv": "runit", "s6-supervise": "s6", "supervise": "daemontools", "PM2": "PM2",
     "supervise-daemon": "OpenRC", "supervisord": "supervisord", "circusd": "circus",
@@ -467,8 +466,7 @@ def settle(app, options):
         if name in ours and not entry.value.strip():
             continue
         if len(name) + len(entry.value.encode()) > ENTRY_LIMIT:
-            notes.append(".env:%d: %s is longer than any program can be given" % (
-                entry.line, name))
+            notes.append(".env:%d: %s is longer than any program can be given" % (entry.line, name))
         elif outside is None or file_wins or name in ours and not outside.strip():
             additions[name] = entry.value
         elif name in ours and entry.value.strip() != outside.strip():
@@ -491,13 +489,12 @@ def settle(app, options):
 def find_setting(name, app, options, additions, dotenv):
     """The winning Setting; a blank one counts as not set."""
     key, field = app.env(name), name.lower()
-    flag = getattr(options, field, None) if name in ("HOST", "PORT") else None
-    default = getattr(app, field) if name in ("HOST", "PORT", "STATE_DIR") else None
     candidates = (
-        (flag, "command line"),
+        (getattr(options, field, None) if name in ("HOST", "PORT") else None, "command line"),
         (additions.get(key), ".env:%d" % dotenv[key].line if key in additions else None),
         (os.environ.get(key), "environment"),
-        (default, os.path.basename(app.source) if field in app.given else "built-in"))
+        (getattr(app, field, None),
+         os.path.basename(app.source) if field in app.given else "built-in"))
     for value, origin in candidates:
         if value is not None and str(value).strip():
             return Setting(str(value).strip(), origin)
@@ -535,12 +532,11 @@ def observe(may_supervise):
     if __name__ != "__main__":
         return Facts(0, 0, (), None, "", None, False, marker, False, False, None)
     chain, at_init = read_ancestors(os.getppid())
-    watcher = next((process for process in chain if not waits(process)), None)
     exec_pid = os.environ.get("SYSTEMD_EXEC_PID", "")
     streams = ["%d:%d" % (file.st_dev, file.st_ino) for file in map(os.fstat, (1, 2))]
     return Facts(
         pid=os.getpid(), parent=os.getppid(), chain=chain, at_init=at_init,
-        watcher=watcher.name if watcher else "",
+        watcher=next((process.name for process in chain if not waits(process)), ""),
         exec_pid=int(exec_pid) if exec_pid.isascii() and exec_pid.isdigit() else None,
         journal=os.environ.get("JOURNAL_STREAM") in streams,
         marker=marker, terminal=os.isatty(0) and os.isatty(1),
@@ -556,30 +552,23 @@ def read_ancestors(pid):
         if process is None:
             return tuple(chain), None
         chain.append(process)
-        if pid == 1:
-            return tuple(chain), True
         pid = process.ppid
-    return tuple(chain), False if HAS_PROC else None
+    return tuple(chain), any(process.pid == 1 for process in chain) if HAS_PROC else None
 
 
 def read_process(pid):
     """The Process with this pid, or None where there is none to be seen (proc(5))."""
-    try:
-        with open("/proc/%d/stat" % pid, "rb", buffering=0) as file:
-            before, _, after = file.read().rpartition(b")")
-    except OSError:
+    before, _, after = read_text("/proc/%d/stat" % pid).rpartition(")")
+    if not before:
         return None
-    fields = after.decode("ascii").split()
-    comm = before.partition(b"(")[2].decode("utf-8", "replace")
+    fields = after.split()
     return Process(pid, int(fields[1]), int(fields[3]), fields[19], fields[0],
-                   program_name(read_arguments(pid)) or comm)
+                   program_name(read_arguments(pid)) or before.partition("(")[2])
 
 
 def read_arguments(pid):
     """Arguments (list of str) of a process; [""] for a zombie, a kernel thread, a stranger."""
-    with suppress(OSError), open("/proc/%d/cmdline" % pid, "rb", buffering=0) as file:
-        return file.read(65536).decode("utf-8", "replace").rstrip("\0").split("\0")
-    return [""]
+    return read_text("/proc/%d/cmdline" % pid, 65536).rstrip("\0").split("\0")
 
 
 def program_name(arguments):
@@ -680,11 +669,9 @@ def tracking_fields(supervisor, facts=None):
                                 " XPC_SERVICE_NAME folder".split(), "SERVICE"), **os.environ)
     fields.update(uid=os.getuid(), unit=os.path.basename(unit) or "UNIT",
                   user="--user " if "/user@" in unit else "")
-    try:
+    with suppress(OSError, StopIteration, AttributeError):
         watcher = next(process for process in facts.chain if process.name == facts.watcher)
         fields["folder"] = os.readlink("/proc/%d/cwd" % watcher.pid)
-    except (OSError, StopIteration, AttributeError):
-        pass
     command, *verbs = SUPERVISORS.get(supervisor, ("", "", ""))
     stop, restart = (command.format_map(dict(fields, verb=verb)) for verb in verbs)
     return {"supervisor": supervisor or "", "stop_command": stop, "restart_command": restart}
@@ -1182,29 +1169,27 @@ def take_lock(path, patience, what):
     """
     import fcntl
     flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_CREAT
+    lock, begin, told = None, time.monotonic(), False
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         lock = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise file_error(path, error)
-    begin, told = time.monotonic(), False
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock
             waited = time.monotonic() - begin
-        except OSError as error:        # a file system without locks
+            if waited > patience:
+                os.close(lock)
+                raise LaunchError(Exit.TAKEN, "%s is under way (%s)" % (what, path),
+                                  "wait for its end, or allow more with --timeout")
+            if waited > HEARTBEAT and not told:
+                say("%s is under way, waiting for its end" % what)
+                told = True
+            time.sleep(0.01)
+    except OSError as error:        # a file system without locks is one
+        if lock is not None:
             os.close(lock)
-            raise file_error(path, error)
-        if waited > patience:
-            os.close(lock)
-            raise LaunchError(Exit.TAKEN, "%s is under way (%s)" % (what, path),
-                              "wait for its end, or allow more with --timeout")
-        if waited > HEARTBEAT and not told:
-            say("%s is under way, waiting for its end" % what)
-            told = True
-        time.sleep(0.01)
+        raise file_error(path, error)
 
 
 def last_lines(path, count, from_byte=0, end=None):
@@ -1239,18 +1224,17 @@ def process_table():
 def run_tool(*command):
     """Lines (list of str) that a diagnostic tool prints; none where it is missing or fails."""
     import subprocess
-    try:
+    with suppress(OSError, subprocess.TimeoutExpired):
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.DEVNULL, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.decode("utf-8", "replace").splitlines()
+        return done.stdout.decode("utf-8", "replace").splitlines()
+    return []
 
 
 def read_environ(pid):
-    """Environment (dict of bytes) that a process was started with; empty if not for us to see."""
+    """Environment (dict of str) that a process was started with; empty if not for us to see."""
     with suppress(OSError), open("/proc/%d/environ" % pid, "rb") as file:
-        return dict(pair.partition(b"=")[::2] for pair in file.read().split(b"\0"))
+        return dict(pair.partition("=")[::2] for pair in os.fsdecode(file.read()).split("\0"))
     return {}
 
 
@@ -1280,12 +1264,10 @@ def holds_socket(pid, inodes):
 
 
 def open_files(pid):
-    """What the descriptors of a process are (list of str), see proc(5); OSError."""
-    files = []
+    """What each descriptor of a process is (str), see proc(5); OSError."""
     for number in os.listdir("/proc/%d/fd" % pid):
         with suppress(FileNotFoundError):
-            files.append(os.readlink("/proc/%d/fd/%s" % (pid, number)))
-    return files
+            yield os.readlink("/proc/%d/fd/%s" % (pid, number))
 
 
 def listeners(port):
@@ -1310,10 +1292,9 @@ def check_port(launch):
     if os.environ.get("LISTEN_PID") == str(os.getpid()):    # nothing to bind, sd_listen_fds(3)
         return None
     import _socket as socket
-    try:
+    found = ()
+    with suppress(OSError, UnicodeError):
         found = socket.getaddrinfo(plain(launch.host), launch.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        found = ()
     failures = {bind_failure(row[0], row[4]) for row in found}
     if errno.EADDRINUSE in failures:
         holders = ", ".join(text for _, text in listeners(launch.port)) or "nobody to be seen"
@@ -1377,10 +1358,9 @@ class Record(dict):
             return text.encode().decode("unicode_escape") if "\\" in text else text
         lines = read_text(launch.path("record")).split("\n")
         rows = dict(line.partition("=")[::2] for line in lines)
-        try:
+        with suppress(KeyError, ValueError):
             return cls((key, kind(unescaped(rows[key]))) for key, kind in cls.KEYS.items())
-        except (KeyError, ValueError):
-            return None
+        return None
 
     def write(self, launch):
         """Write lines of NAME=VALUE, to read which needs no import, as json would."""
@@ -1416,12 +1396,12 @@ class Record(dict):
         A session whose leader is gone counts only while its members carry the launch's token,
         as the kernel may have given its number to another (credentials(7)).
         """
-        root, token = table.get(self["pid"]), APP.env("LAUNCH_ID").encode()
+        root, token = table.get(self["pid"]), APP.env("LAUNCH_ID")
         alive = bool(root and self.is_of(root))
         members = {root.pid} if alive else set()
         if self["session"] and (alive or not root):
             members.update(pid for pid, process in table.items() if process.sid == self["session"]
-                           and (alive or read_environ(pid).get(token) == self["token"].encode()))
+                           and (alive or read_environ(pid).get(token) == self["token"]))
         found = set(members)
         while found:
             found = {pid for pid, process in table.items() if process.ppid in found} - members
@@ -1952,13 +1932,13 @@ def print_plan(launch, options, verdict, agent_dir):
         running = None
     plan = plan_start(verdict, running, error)
     python, origin = find_python(agent_dir)
-    return show_rows({
+    settings = {name: dict(zip(setting._fields, setting))
+                for name, setting in launch.settings.items()}
+    return show_rows(dict({
         "mode": plan.mode, "why": plan.why, "interpreter": {"path": python, "why": origin},
         "command": server_command(python, launch), "folder": working_folder(launch, agent_dir),
-        "url": launch.url, "log": launch.path("log") if verdict.mode == DETACHED else None,
-        "settings": {name: dict(zip(setting._fields, setting))
-                     for name, setting in launch.settings.items()}},
-        options.json)
+        "url": launch.url, "log": launch.path("log") if verdict.mode == DETACHED else None},
+        **({"settings": settings} if options.json else settings)), options.json)
 
 
 def show_rows(rows, as_json):
@@ -1968,9 +1948,6 @@ def show_rows(rows, as_json):
         show(json.dumps(rows, indent=2))
         return Exit.OK
     for name, value in rows.items():
-        if name == "settings":
-            show_rows(value, False)
-            continue
         first, *others = value.values() if isinstance(value, dict) else (value,)
         if first not in (None, "", []):
             text = ", ".join(first) if isinstance(first, list) else first
@@ -2057,12 +2034,11 @@ def find_unrecorded(launch):
 
     Whose environment cannot be seen counts only while its record may not be seen either.
     """
-    cert, folder = launch.app.env("TLS_CERT"), launch.app.env("STATE_DIR").encode()
+    cert, folder = launch.app.env("TLS_CERT"), launch.app.env("STATE_DIR")
     for pid, _ in listeners(launch.port):
         environ = read_environ(pid) if pid else {}
-        if environ.get(folder) == os.fsencode(launch.state_dir):
-            added = {cert: os.fsdecode(environ.get(cert.encode(), b""))}
-            return {"url": launch._replace(additions=added).url}
+        if environ.get(folder) == launch.state_dir:
+            return {"url": launch._replace(additions={cert: environ.get(cert, "")}).url}
         if not pid and is_hidden(launch.path("record")):
             return {"url": launch.url}
     return None
@@ -2108,9 +2084,9 @@ def conclude(launch, record, members, holders, health, table):
     """(state, verdict, remedy) of what --status found; no verdict where nothing is wrong."""
     here = "bash start.sh %d" % launch.port
     again = record.get("restart_command") or here + " --restart"
-    strangers = [(pid, text) for pid, text in holders if pid not in members]
-    if members and strangers:
-        return "blocked", "its port is held by %s" % strangers[0][1], "end that, then " + again
+    pid, text = next((holder for holder in holders if holder[0] not in members), (None, ""))
+    if members and text:
+        return "blocked", f"its port is held by {text}", "end that, then " + again
     if members and not holders:
         verdict = f"pid {record['pid']} lives, but nobody listens on port {launch.port}"
         return "not listening", verdict, "give it time, look at --logs, or " + again
@@ -2118,27 +2094,24 @@ def conclude(launch, record, members, holders, health, table):
         return "wedged", "it listens, but its health is: %s" % health, again
     if members:
         return "running", "", ""
-    if strangers:
-        pid, text = strangers[0]
+    if text:
         lost = lost_supervisor(pid, table)
         if lost:
             verdict = f"{text} has lost its supervisor ({lost}), whose every start finds it there"
             return "orphan", verdict, f"kill {pid}, and start with --foreground there"
         verdict = f"port {launch.port} is held by {text}"
         return "foreign", verdict, "end it, or choose another port"
-    if record:
-        return "not running", "pid %d ended without --stop" % record["pid"], here
-    return "not running", "", here
+    return "not running", "pid %d ended without --stop" % record["pid"] if record else "", here
 
 
 def lost_supervisor(pid, table):
     """The supervisor whose variables a process carries although init adopted it, or ""."""
     process = table.get(pid)
     environ = read_environ(pid) if process and process.ppid == 1 else {}
-    if environ.get(b"SYSTEMD_EXEC_PID") == b"%d" % (pid or 0):
+    if environ.get("SYSTEMD_EXEC_PID") == str(pid):
         return ""
     return next((supervisor for name, supervisor in MARKERS if _is_real_supervisor_value(
-        name, environ.get(name.encode(), b"").decode("utf-8", "replace"))), "")
+        name, environ.get(name, ""))), "")
 
 
 def parent_text(pid, table):
@@ -2418,10 +2391,8 @@ def await_slot(launch, options, slot):
 
 def wait_forever():
     """Keep a container alive as sleep(1), or where there is none, until a signal arrives."""
-    sleep = find_program("sleep", S6_FOLDERS)
-    if sleep:
-        with suppress(LaunchError):
-            return replace_process([sleep, "infinity"])
+    with suppress(LaunchError):
+        return replace_process([find_program("sleep", S6_FOLDERS) or "/bin/sleep", "infinity"])
     say("no sleep can be executed: this process waits instead")
     with Signals() as signals:
         while True:

@@ -710,11 +710,12 @@ def test_no_answer_of_a_foreign_server_disturbs_the_diagnosis(app, text):
 
 def test_a_server_cannot_put_words_into_the_diagnosis(app):
     checks = {name: {"status": "all is well"} for name in (
-        "state", "pid", "verdict", "remedy", "listeners", "descriptors", "python", ".env")}
+        "state", "pid", "verdict", "remedy", "listeners", "descriptors", "python", ".env", "settings")}
     holder = app.foreign(servers.foreign_http(answering(json.dumps({"checks": checks}))))
     plain, status = app.status(), app.status("-v")
     assert {name: status[name] for name in plain} == plain and str(holder.pid) in status["verdict"]
     assert PYTHON in status["python"] and status[".env"] == []
+    assert is_plain(app.run("--status", "-v"), 3)
 
 
 @pytest.mark.parametrize("lines", [

@@ -13,7 +13,7 @@ import pytest
 
 from harness import ROOT
 
-LIMITS = {"bootstrap.py": (2750, 40), "server.py": (700, 40)}
+LIMITS = {"bootstrap.py": (2720, 40), "server.py": (700, 40)}
 FILES = pytest.mark.parametrize("name", sorted(LIMITS))
 
 
