@@ -1348,8 +1348,8 @@ class Record(dict):
         """The Record of a process that is our child, or ourselves."""
         process = read_process(pid)
         is_ours = process and os.getpid() in (pid, process.ppid)
-        return cls(fields, pid=pid, start=process.start if is_ours else "", launched=time.time(),
-                   boot=read_text(BOOT_ID).strip(), url=launch.url)
+        return cls(dict(pid=pid, start=process.start if is_ours else "", launched=time.time(),
+                        boot=read_text(BOOT_ID).strip(), url=launch.url), **fields)
 
     @classmethod
     def read(cls, launch):
@@ -2607,7 +2607,7 @@ def read_words(words):
             raise usage_error("unknown word %r" % (word + equals + value))
         if groups.setdefault(group or word, word) != word:
             raise usage_error(f"{groups[group]} and {word} exclude each other")
-        if takes and not equals and (not words or words[0][:1] == "-"):
+        if takes and not value and (equals or not words or words[0][:1] == "-"):
             raise usage_error(f"{word} needs a value: {takes}")
         values[name_of(word)] = (value if equals else words.pop(0)) if takes else True
     return dict(values, port=port)

@@ -330,8 +330,8 @@ def test_a_configuration_of_any_editor_is_read(app, text):
 
 
 @pytest.mark.parametrize("words", [
-    ["--host", "--foreground"], ["--host"], ["--json=1"], ["--status", "--stop"], ["9000"], ["--"],
-    ["--foreground", "--detach"], ["-x"], ["--unit", "upstart"], ["--stat"], ["--lines", "many"],
+    ["--host", "--foreground"], ["--host"], ["--config="], ["--json=1"], ["--status", "--stop"],
+    ["9000"], ["--"], ["--foreground", "--detach"], ["-x"], ["--unit", "upstart"], ["--stat"], ["--lines", "many"],
     ["--start", "--all"], ["--stop", "--all", "--instance", "blue"]], ids=" ".join)
 def test_words_that_are_not_ours_are_a_usage_error(app, words):
     refused(app.run(*words), 2)
