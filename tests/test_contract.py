@@ -1,6 +1,8 @@
 """The module `bootstrap`: its names, and main() where each of them is replaced."""
 import argparse
+import copy
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -430,6 +432,16 @@ def test_detect_supervisor_uses_the_prefix_of_the_app(bootstrap, monkeypatch):
     assert bootstrap._detect_supervisor() is None
     os.environ["OTHER_FOREGROUND"] = "1"
     assert bootstrap._detect_supervisor() == "OTHER_FOREGROUND"
+
+
+def test_the_app_is_a_tuple_with_names(bootstrap):
+    """As collections.namedtuple makes it: it can be replaced, copied and pickled."""
+    app = bootstrap.APP
+    assert app._replace(port=1).port == 1 and app.port == bootstrap.DEFAULT_PORT
+    assert copy.deepcopy(app) == app and pickle.loads(pickle.dumps(app)).command == app.command
+    for wrong in (lambda: app._replace(prot=1), lambda: type(app)("x"), lambda: type(app)(*app, 1)):
+        with pytest.raises(TypeError, match="env_prefix"):
+            wrong()
 
 
 # -- companion and interpreter -----------------------------------------------------------------

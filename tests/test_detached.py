@@ -22,8 +22,15 @@ sys.path.insert(0, {!r})
 import bootstrap
 sys.exit(bootstrap.run())
 """
+WITHOUT = """
+import os, sys
+del os.posix_spawn
+path = sys.argv.pop(1)
+exec(compile(open(path, encoding="utf-8").read(), path, "exec"), dict(__name__="__main__", __file__=path))
+"""
 SPAWNS = pytest.mark.parametrize("by", [
     pytest.param(lambda app: None, id="posix_spawn"),
+    pytest.param(lambda app: (PYTHON, "-c", WITHOUT, app.repo / "bootstrap.py"), id="none"),
     pytest.param(lambda app: (PYTHON, "-c", IMPORTED.format(str(app.repo))), id="Popen")])
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1")
 
