@@ -569,10 +569,16 @@ def test_nothing_is_installed_where_a_local_environment_is_forbidden(wheels, boo
 @pytest.mark.parametrize("url", [
     "ftp://127.0.0.1/", "ftp://127.0.0.1:80/", "file:///etc/passwd", "127.0.0.1:80", "", "http://",
     "http://:80/", "http://h:ab/", "http://h:0/", "http://h:65536/", "http://h:80:90/", "http://::1/",
-    "http://[::1/", "http://h/a b", "http://h/\r\nX: y"])
+    "http://[::1/", "http://[h/", "http://h/a b", "http://h/\r\nX:y"])
 def test_a_url_that_is_not_http_is_a_value_error(bootstrap, url):
     with pytest.raises(ValueError):
         bootstrap.wait_for_health(url)
+
+
+@pytest.mark.parametrize("url", ["HTTP://127.0.0.1:9", "http://[::1]", "http://[::1]:9?a#b",
+                                 "http://user:word@127.0.0.1:9/a@b:c", "https://127.0.0.1:9/?a=http://b"])
+def test_a_url_of_any_http_server_is_asked(bootstrap, url):
+    assert not bootstrap.wait_for_health(url, timeout=0.01)
 
 
 def test_wait_for_health_is_true_once_the_server_answers(app, bootstrap):
