@@ -14,8 +14,7 @@ ALWAYS = {"os", "time", "errno", "gc", "itertools", "_socket"}
 MODES = {
     "foreground": ALWAYS | {"fcntl", "_signal"}, "status": ALWAYS,
     "detached": ALWAYS | {"fcntl", "_signal", "select", "json"}}
-# What the codecs and subprocess import in their functions, on some Pythons.
-LAZY = {"locale", "warnings"}
+LAZY = {"warnings"}     # of os.get_exec_path(), where PATH is searched
 WITH_DOTENV = {"re"}
 
 
